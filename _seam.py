@@ -1,0 +1,385 @@
+"""The one place that knows there are two Kerases, and the one that touches what is not public.
+
+Everything that differs between Keras 3 (on TensorFlow 2.16 and later) and Keras 2.15 (on TensorFlow
+2.15, for tensorflow-addons) is here, under one name for both. No other file tests a version. Each
+use of something that is not public API says why nothing public serves.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+KERAS_3 = int(keras.__version__.split(".")[0]) >= 3
+
+if KERAS_3 and keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        f"trainstep works with the TensorFlow backend of Keras, and Keras runs on {keras.backend.backend()!r} here. "
+        "Set the environment variable KERAS_BACKEND=tensorflow before the first import of keras."
+    )
+
+
+# --- The model ------------------------------------------------------------------------------------
+
+
+def forward(model: Any, x: Any, *, training: bool) -> Any:
+    """Call `model` on `x` as Keras's own `train_step` does."""
+    # `_call_has_training_arg` is what Keras 3 itself asks. The answer differs from "always pass it"
+    # for a subclassed model whose `call` has no `training`: there Keras leaves dropout switched off.
+    if KERAS_3 and not model._call_has_training_arg:
+        return model(x)
+    return model(x, training=training)
+
+
+def ensure_built(model: Any, x: Any) -> None:
+    """Build the layers of `model` for the inputs `x`, where the first step has yet to do it."""
+    if not all(layer.built for layer in layers_of(model)):
+        forward(model, x, training=False)
+
+
+def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, *, training: bool) -> tf.Tensor:
+    """Return the scalar loss of `model.compute_loss`, the user's own where it is overridden.
+
+    Under a distribution strategy this is the replica's share: the mean over its examples divided by
+    the number of replicas. Keras 2 updates the metric named "loss" here; for Keras 3 see
+    `record_loss`.
+    """
+    arguments: dict[str, Any] = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
+    # Keras 3.3 added the argument; a `compute_loss` a user wrote before may lack it.
+    if KERAS_3 and "training" in inspect.signature(model.compute_loss).parameters:
+        arguments["training"] = training
+    loss = model.compute_loss(**arguments)
+    if loss is None:
+        raise ValueError("There is no loss to train on: pass `loss=` to `compile`, or return one from `compute_loss`.")
+    return loss
+
+
+def num_examples(x: Any) -> tf.Tensor:
+    """Return the number of examples in `x`, an int32 scalar: the length of its first tensor."""
+    first = next(tensor for tensor in tf.nest.flatten(x) if tensor is not None)
+    return tf.shape(first)[0]
+
+
+@contextlib.contextmanager
+def recorded_loss(model: Any, x: Any, *, composite: bool) -> Iterator[Callable[[tf.Tensor], None]]:
+    """Yield the function that enters the loss of this step into the metric named "loss".
+
+    Keras 3 leaves that to the caller. Keras 2 has done it inside `compute_loss`, which is right
+    unless the loss is `composite`, put together from several calls: then what they entered is taken
+    back and the whole entered instead.
+    """
+    if KERAS_3:
+        yield lambda loss: _update_loss_metric(_loss_tracker(model), loss, x)
+        return
+    if not composite:
+        yield lambda loss: None
+        return
+    tracker = model.compiled_loss._total_loss_mean  # Keras 2 shows it in `metrics` only after the first step.
+    before = [tf.identity(variable) for variable in tracker.variables]
+
+    def record(loss: tf.Tensor) -> None:
+        for variable, value in zip(tracker.variables, before, strict=True):
+            variable.assign(value)
+        _update_loss_metric(tracker, loss, x)
+
+    yield record
+
+
+def _update_loss_metric(metric: Any, loss: tf.Tensor, x: Any) -> None:
+    if metric is not None:
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        unscaled = loss * tf.cast(replicas, loss.dtype) if replicas > 1 else loss
+        metric.update_state(unscaled, sample_weight=num_examples(x))
+
+
+def _loss_tracker(model: Any) -> Any:
+    # Through the class: a user may override `metrics`, and Keras updates this one all the same.
+    metrics = keras.Model.metrics.fget(model)
+    return metrics[0] if metrics and metrics[0].name == "loss" else None
+
+
+def probe(model: Any, x: Any, y: Any, sample_weight: Any, *, training: bool) -> tf.Tensor:
+    """Return the loss of an extra forward pass that leaves no trace.
+
+    Batch-norm statistics, metrics and, on Keras 3, the state of dropout are as before it. On Keras 2
+    dropout draws from TensorFlow's stateful operations, whose state cannot be reached: with
+    `training=True` such a pass draws masks of its own.
+    """
+    if KERAS_3:
+        with keras.StatelessScope(collect_losses=True):
+            y_pred = forward(model, x, training=training)
+            return compute_loss(model, x, y, y_pred, sample_weight, training=training)
+    statistics = _snapshot(model.non_trainable_variables) if training else []
+    y_pred = forward(model, x, training=training)
+    if not model.compiled_loss.built:
+        # Otherwise `compute_loss` makes its metrics now, and what it enters cannot be taken back.
+        model.compiled_loss.build(y_pred)
+    metrics = _snapshot([variable for metric in model.metrics for variable in metric.variables])
+    loss = compute_loss(model, x, y, y_pred, sample_weight, training=training)
+    for variable, value in [*statistics, *metrics]:
+        variable.assign(value)
+    return loss
+
+
+def _snapshot(variables: Sequence[Any]) -> list[tuple[Any, tf.Tensor]]:
+    return [(variable, tf.identity(variable)) for variable in variables]
+
+
+# --- The optimizer --------------------------------------------------------------------------------
+
+
+def is_loss_scale_optimizer(optimizer: Any) -> bool:
+    """Tell whether `optimizer` is one of Keras's `LossScaleOptimizer`s."""
+    if KERAS_3:
+        return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    # The public name is the class of new optimizers; the one of legacy optimizers shares only this method.
+    return hasattr(optimizer, "get_scaled_loss")
+
+
+def optimizer_settings(optimizer: Any) -> dict[str, Any]:
+    """Return what `optimizer` does to gradients besides its own rule, by the name of its argument."""
+    if optimizer is None:
+        return {}
+    names = ("clipnorm", "global_clipnorm", "clipvalue", "gradient_accumulation_steps", "loss_scale_factor")
+    settings = {name: getattr(optimizer, name, None) for name in names}
+    if is_loss_scale_optimizer(optimizer):
+        inner = optimizer.inner_optimizer
+        settings = {name: getattr(inner, name, None) for name in names}
+        settings["LossScaleOptimizer"] = type(inner).__name__
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def loss_scale(optimizer: Any) -> tf.Tensor | None:
+    """Return the factor by which `optimizer` wants the loss scaled, or None where it wants none."""
+    if is_loss_scale_optimizer(optimizer):
+        one = tf.ones(())
+        return optimizer.scale_loss(one) if KERAS_3 else optimizer.get_scaled_loss(one)
+    factor = getattr(optimizer, "loss_scale_factor", None)
+    return None if factor is None else tf.constant(factor, tf.float32)
+
+
+def apply_gradients(optimizer: Any, gradients: Sequence[Any], weights: Sequence[Any], *, summed: bool) -> None:
+    """Update `weights` by unscaled `gradients`; `summed` says they are summed over replicas already."""
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if KERAS_3:
+        factor = loss_scale(optimizer)  # Keras 3 unscales inside `apply_gradients`.
+        if summed and replicas > 1:
+            # There is no public way around the sum in there: give each replica its share of it.
+            share = tf.constant(1 / replicas)
+            factor = share if factor is None else factor * share
+        if factor is not None:
+            gradients = scale(gradients, factor)
+        optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        return
+    arguments: dict[str, Any] = {}
+    if summed and replicas > 1:
+        if isinstance(optimizer, keras.optimizers.legacy.Optimizer):
+            arguments["experimental_aggregate_gradients"] = False
+        else:
+            arguments["skip_gradients_aggregation"] = True
+    optimizer.apply_gradients(zip(gradients, weights, strict=True), **arguments)
+
+
+def scale(gradients: Sequence[Any], factor: tf.Tensor) -> list[Any]:
+    """Multiply each gradient by the scalar `factor`; a None stays None, an `IndexedSlices` sparse."""
+    return [_scaled(gradient, factor) for gradient in gradients]
+
+
+def _scaled(gradient: Any, factor: tf.Tensor) -> Any:
+    if gradient is None:
+        return None
+    if isinstance(gradient, tf.IndexedSlices):
+        values = gradient.values * tf.cast(factor, gradient.values.dtype)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return gradient * tf.cast(factor, gradient.dtype)
+
+
+def build_optimizer(optimizer: Any, weights: Sequence[Any]) -> None:
+    """Create the optimizer's own slots, so that what strategies add comes after them."""
+    if is_loss_scale_optimizer(optimizer) and not KERAS_3:
+        optimizer = optimizer.inner_optimizer
+    if not KERAS_3 and isinstance(optimizer, keras.optimizers.legacy.Optimizer):
+        optimizer._create_all_weights(weights)  # Legacy optimizers have no public `build`.
+    elif KERAS_3 and optimizer.built:
+        return
+    else:
+        optimizer.build(weights)
+
+
+def add_optimizer_slots(optimizer: Any, weights: Sequence[Any], name: str) -> list[Any]:
+    """Add to `optimizer` one variable of zeros for each of `weights`, saved along with its own."""
+    if KERAS_3:
+        return [optimizer.add_variable_from_reference(weight, name=name) for weight in weights]
+    if is_loss_scale_optimizer(optimizer):
+        optimizer = optimizer.inner_optimizer
+    if isinstance(optimizer, keras.optimizers.legacy.Optimizer):
+        return [optimizer.add_slot(weight, name) for weight in weights]
+    return [optimizer.add_variable_from_reference(weight, name) for weight in weights]
+
+
+def add_optimizer_scalar(optimizer: Any, name: str, dtype: str, initial: float) -> Any:
+    """Add to `optimizer` one scalar variable, saved along with its own."""
+    initializer = keras.initializers.Constant(int(initial) if tf.as_dtype(dtype).is_integer else initial)
+    if KERAS_3:
+        return optimizer.add_variable((), initializer, dtype, name=name)
+    if is_loss_scale_optimizer(optimizer):
+        optimizer = optimizer.inner_optimizer
+    if isinstance(optimizer, keras.optimizers.legacy.Optimizer):
+        aggregation = tf.VariableAggregation.ONLY_FIRST_REPLICA
+        return optimizer.add_weight(name, (), dtype, initializer, trainable=False, aggregation=aggregation)
+    return optimizer.add_variable((), tf.as_dtype(dtype), initializer, name)
+
+
+# --- Replicas -------------------------------------------------------------------------------------
+
+
+def sum_over_replicas(tensors: Sequence[Any]) -> list[Any]:
+    """Return the sum over all replicas of each tensor; a None stays None."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1 or not present:
+        return list(tensors)
+    replica_context = tf.distribute.get_replica_context()
+    summed = iter(replica_context.all_reduce(tf.distribute.ReduceOp.SUM, present))
+    return [None if tensor is None else next(summed) for tensor in tensors]
+
+
+def assign(pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Assign to each state variable its new value, which must be the same on every replica."""
+    pairs = [(_tf_variable(variable), value) for variable, value in pairs]
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        for variable, value in pairs:
+            variable.assign(value)
+        return
+    variables = [variable for variable, _ in pairs]
+
+    def update(strategy: tf.distribute.Strategy, values: Sequence[Any]) -> None:
+        for variable, value in zip(variables, values, strict=True):
+            strategy.extended.update(variable, lambda v, new: v.assign(new), args=(value,), group=False)
+
+    tf.distribute.get_replica_context().merge_call(update, args=([value for _, value in pairs],))
+
+
+def _tf_variable(variable: Any) -> Any:
+    return variable.value if KERAS_3 and isinstance(variable, keras.Variable) else variable
+
+
+def conditional(
+    predicate: tf.Tensor,
+    true_branch: Callable[..., None],
+    false_branch: Callable[..., None],
+    args: tuple[Any, ...],
+) -> None:
+    """Run one of two branches, either of which may update variables or weights.
+
+    `predicate` is a boolean scalar, the same on every replica; `args` are nested tensors, passed to
+    the branch that runs. Under several replicas a plain `tf.cond` around anything that reaches the
+    optimizer fails ("merge_call called while defining a new graph"), so the choice is made once for
+    all replicas and each enters the branch anew.
+    """
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        tf.cond(predicate, lambda: _no_value(true_branch, args), lambda: _no_value(false_branch, args))
+        return
+
+    def choose(strategy: tf.distribute.Strategy, predicates: Any, *args: Any) -> None:
+        def enter(branch: Callable[..., None]) -> Callable[[], tf.Tensor]:
+            def run() -> tf.Tensor:
+                strategy.extended.call_for_each_replica(branch, args=args)
+                return tf.constant(0)
+
+            return run
+
+        first = strategy.experimental_local_results(predicates)[0]
+        tf.cond(first, enter(true_branch), enter(false_branch))
+
+    tf.distribute.get_replica_context().merge_call(choose, args=(predicate, *args))
+
+
+def _no_value(branch: Callable[..., None], args: tuple[Any, ...]) -> tf.Tensor:
+    branch(*args)
+    return tf.constant(0)  # Both branches of a `tf.cond` must return something of one type.
+
+
+# --- Dtype policies -------------------------------------------------------------------------------
+
+
+def layers_of(model: Any) -> list[Any]:
+    """Return `model` and every layer inside it, at any depth, each once."""
+    # Neither Keras has a public way: `model.layers` stops at the first level, and Keras 2's
+    # `submodules` holds metrics and optimizers too.
+    return list(dict.fromkeys(model._flatten_layers()))
+
+
+def output_layers_of(model: Any) -> list[Any]:
+    """Return the layers whose outputs are those of `model`; none where that is not known."""
+    if isinstance(model, keras.Sequential):
+        return [model.layers[-1]] if model.layers else []
+    tensors = tf.nest.flatten(getattr(model, "outputs", None) or [])
+    # `_keras_history` is what both Kerases document for extending a graph of layers; Keras 2 and 3
+    # name its first field `layer` and `operation`.
+    histories = [tensor._keras_history for tensor in tensors if hasattr(tensor, "_keras_history")]
+    return [history[0] for history in histories]
+
+
+def dtype_policy_name(layer: Any) -> str:
+    """Return the name of the layer's dtype policy, `"float32"` or `"mixed_bfloat16"` for example."""
+    return layer.dtype_policy.name
+
+
+def is_mixed(layer: Any) -> bool:
+    """Tell whether `layer` computes in another dtype than that of its variables."""
+    policy = layer.dtype_policy
+    return policy.compute_dtype != policy.variable_dtype
+
+
+def set_dtype_policy(layer: Any, name: str) -> None:
+    """Let `layer`, built or not, compute under the policy `name`; its variables keep their dtype."""
+    if KERAS_3:
+        layer.dtype_policy = name
+        return
+    # Keras 2 has no public setter, and decides when a variable is made whether the layer will see it
+    # cast: under a mixed policy the variables of a built layer have to be wrapped now.
+    from keras.src.mixed_precision import autocast_variable
+
+    layer._set_dtype_policy(name)
+    normalization = (keras.layers.BatchNormalization, keras.layers.LayerNormalization, keras.layers.Embedding)
+    if isinstance(layer, normalization):
+        return  # These keep their variables as they are under a mixed policy too, and cast by themselves.
+    mixed = layer.dtype_policy.compute_dtype != layer.dtype_policy.variable_dtype
+
+    def replace(variable: Any) -> Any:
+        if mixed and variable.dtype.is_floating and not isinstance(variable, autocast_variable.AutoCastVariable):
+            return autocast_variable.create_autocast_variable(variable)
+        if not mixed and isinstance(variable, autocast_variable.AutoCastVariable):
+            return variable._variable
+        return variable
+
+    for weights in (layer._trainable_weights, layer._non_trainable_weights):
+        for index, variable in enumerate(weights):
+            replacement = replace(variable)
+            if replacement is not variable:
+                weights[index] = replacement
+                _replace_attribute(layer, variable, replacement)
+
+
+def _replace_attribute(layer: Any, old: Any, new: Any) -> None:
+    # Past `Layer.__setattr__`, which would track the variable a second time.
+    for name, value in list(vars(layer).items()):
+        if value is old:
+            object.__setattr__(layer, name, new)
+
+
+def copy_mask(source: Any, target: Any) -> Any:
+    """Let `target` carry the Keras mask of `source`, as layers do; return `target`."""
+    # The attribute is the one Keras's guide to masking shows; only Keras 3 has functions for it, private ones.
+    mask = getattr(source, "_keras_mask", None)
+    if mask is not None:
+        target._keras_mask = mask
+    return target
+
+
+def mask_of(y_pred: Any) -> Any:
+    """Return the Keras mask that `y_pred` carries, or None."""
+    return getattr(y_pred, "_keras_mask", None)

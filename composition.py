@@ -1,0 +1,184 @@
+"""Putting strategies together, and onto a model."""
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import keras
+
+from trainstep import registry
+from trainstep.declaration import StrategyOptions, validated_options
+from trainstep.errors import (
+    AlreadyAppliedError,
+    InvalidSpecError,
+    NotAModelError,
+    NotAppliedError,
+    RepeatedStrategyError,
+)
+from trainstep.step import (
+    Strategy,
+    check_composition,
+    check_model_class,
+    check_optimizer,
+    stage_order,
+    strategies_of,
+)
+
+Spec = str | Sequence[str] | Mapping[str, Mapping[str, Any] | StrategyOptions]
+"""A name, several names, or a mapping from names to options."""
+
+Composition = dict[type[Strategy], StrategyOptions]
+"""Strategies with their checked options, outermost first."""
+
+ModelT = TypeVar("ModelT")
+
+_classes: weakref.WeakKeyDictionary[type, dict[str, type]] = weakref.WeakKeyDictionary()
+
+
+def compose(spec: Spec, /, **options: Any) -> Composition:
+    """Resolve `spec` into strategies with checked options, in the order in which they act.
+
+    Args:
+        spec: a name; or a list of names, with default options; or a mapping from names to options.
+        **options: options of the one strategy, where `spec` is a name.
+
+    Raises:
+        UnknownStrategyError, InvalidOptionsError, RepeatedStrategyError, StrategyConflictError,
+        InvalidSpecError: see there.
+    """
+    if isinstance(spec, str):
+        given: dict[str, Any] = {spec: options}
+    elif options:
+        raise InvalidSpecError(
+            f"Options as keywords ({', '.join(options)}) go with a single name. "
+            'With several strategies, write {"name": {"option": value}, ...}.'
+        )
+    elif isinstance(spec, Mapping):
+        given = dict(spec)
+    elif isinstance(spec, Sequence) and all(isinstance(name, str) for name in spec):
+        repeated = sorted({name for name in spec if list(spec).count(name) > 1})
+        if repeated:
+            raise RepeatedStrategyError(f"{repeated[0]!r} is listed more than once. A strategy acts once per step.")
+        given = {name: {} for name in spec}
+    else:
+        raise InvalidSpecError(
+            f"Strategies are given as a name, a list of names, or a mapping from names to options, not {spec!r}."
+        )
+    if not given:
+        raise InvalidSpecError('No strategy given. The plain training step is called "standard".')
+    composition = {
+        strategy: validated_options(strategy.declaration, given[strategy.declaration.name])
+        for strategy in sorted((registry.get(name) for name in given), key=stage_order)
+    }
+    check_composition(list(composition))
+    return composition
+
+
+def model_class(base: type[ModelT], spec: Spec, /, **options: Any) -> type[ModelT]:
+    """Return a subclass of `base` that trains by the strategies of `spec`.
+
+    Args:
+        base: `keras.Model` or a subclass, which must not override `train_step`.
+        spec: see `compose`.
+        **options: see `compose`.
+
+    Returns:
+        The class; one and the same for equal arguments, however the names are ordered.
+    """
+    if not (isinstance(base, type) and issubclass(base, keras.Model)):
+        raise NotAModelError(f"`model_class` takes keras.Model or a subclass, not {base!r}.")
+    _refuse_second(base)
+    check_model_class(base)
+    composition = compose(spec, **options)
+    key = repr([(strategy.declaration.name, choice) for strategy, choice in composition.items()])
+    known = _classes.setdefault(base, {})
+    if key not in known:
+        namespace = {
+            "strategy_options": {strategy.declaration.name: choice for strategy, choice in composition.items()},
+            "__doc__": base.__doc__,
+            "__module__": base.__module__,
+            "__qualname__": base.__qualname__,
+        }
+        known[key] = type(base.__name__, (*composition, base), namespace)
+    return known[key]
+
+
+def apply(model: ModelT, spec: Spec, /, **options: Any) -> ModelT:
+    """Let `model` train by the strategies of `spec`; everything else about it stays.
+
+    `model` may be of any kind, built or not, compiled or not. Its weights, layers, names and
+    identity stay; only its class changes, to a subclass of what it was.
+
+    Args:
+        model: the model, changed in place.
+        spec: a name, a list of names, or a mapping from names to options.
+        **options: options of the one strategy, where `spec` is a name.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        NotAModelError: `model` is no `keras.Model`.
+        AlreadyAppliedError: it has strategies already.
+        ModelConflictError, OptimizerConflictError: the model, or the optimizer it is compiled
+            with, does what a strategy does.
+        UnknownStrategyError, InvalidOptionsError, RepeatedStrategyError, StrategyConflictError,
+            InvalidSpecError: `spec` is wrong.
+    """
+    if not isinstance(model, keras.Model):
+        hint = " Pass an instance of it, or use `model_class`." if isinstance(model, type) else ""
+        raise NotAModelError(f"Strategies apply to a keras.Model, not to {type(model).__name__} {model!r}.{hint}")
+    plain = type(model)
+    composed = model_class(plain, spec, **options)
+    if getattr(model, "optimizer", None) is not None:
+        check_optimizer(composed, model.optimizer)
+    model.__class__ = composed
+    try:
+        model.check_model()
+        model.attach_strategies()
+    except Exception:
+        model.__class__ = plain
+        raise
+    _forget_traces(model)
+    return model
+
+
+def remove(model: ModelT, /) -> ModelT:
+    """Give `model` back its plain training step; weights and everything else stay.
+
+    Raises:
+        NotAppliedError: it has no strategies, or has them by its own definition.
+    """
+    if not isinstance(model, Strategy):
+        raise NotAppliedError(f"There are no strategies to remove from {getattr(model, 'name', model)!r}.")
+    plain = next((base for base in type(model).__mro__ if not issubclass(base, Strategy)), None)
+    generated = type(model) in _classes.get(plain, {}).values() if plain else False
+    if not generated:
+        raise NotAppliedError(
+            f"{type(model).__name__} has its strategies among its bases, so they cannot be removed. "
+            "Only what `apply` added can."
+        )
+    model.detach_strategies()
+    model.__class__ = plain
+    _forget_traces(model)
+    return model
+
+
+def applied(model: Any, /) -> dict[str, StrategyOptions]:
+    """Return the strategies of `model` with their options by name, outermost first; empty for a plain model."""
+    return dict(model.strategy_options) if isinstance(model, Strategy) else {}
+
+
+def _refuse_second(model_type: type) -> None:
+    if issubclass(model_type, Strategy):
+        present = [strategy.declaration.name for strategy in strategies_of(model_type)]
+        raise AlreadyAppliedError(
+            f"The model has strategies already: {', '.join(present)}. To change them, call trainstep.remove(model), "
+            "then apply all of them at once: apply(model, {"
+            + "".join(f'"{name}": ..., ' for name in present)
+            + '"another": ...}).'
+        )
+
+
+def _forget_traces(model: Any) -> None:
+    model.train_function = model.test_function = model.predict_function = None

@@ -1,0 +1,108 @@
+"""What a strategy says of itself: data the rest of the package reads, so that it knows no strategy by name."""
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from trainstep.errors import InvalidOptionsError, nearest
+
+
+class Stage(enum.IntEnum):
+    """Where a strategy sits: earlier stages act first on the batch and outermost on the update."""
+
+    BATCH = 10
+    ATTACK = 20
+    OBJECTIVE = 30
+    GRADIENT = 40
+    ACCUMULATION = 50
+    LOSS_SCALING = 60
+    CENTRALIZATION = 70
+    CLIPPING = 80
+    NOISE = 90
+    MASKING = 100
+    AVERAGING = 110
+    REPORT = 120
+
+
+class StrategyOptions(BaseModel):
+    """Base of all options: immutable, strictly typed, and closed to names it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a strategy adds to a step.
+
+    `time` is the ratio to a plain step at the limit, with one unit of three for each of: forward
+    pass, backward pass to the inputs, backward pass to the weights.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    time: float = 1.0
+    memory: str = "none"
+    batch_norm: str = "none: statistics are updated once per step, as without it"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A state variable: a scalar, or with `per_weight` one of zeros for each trainable variable."""
+
+    initial: float = 0.0
+    dtype: str = "float32"
+    per_weight: bool = False
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a strategy says of itself; the rest of the package reads it and knows no strategy by name."""
+
+    name: str
+    stage: Stage
+    summary: str
+    reference: str
+    options: type[StrategyOptions] = StrategyOptions
+    neutral: Mapping[str, Any] | None = None
+    """Options under which it equals `standard` bit for bit; None with `why_not_neutral` where there are none."""
+    why_not_neutral: str = ""
+    conflicts: Mapping[str, str] = field(default_factory=dict)
+    """Names of strategies it cannot be combined with, and why."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Names of strategies it combines with in a way worth knowing, and how."""
+    replaces: Mapping[str, str] = field(default_factory=dict)
+    """Settings of an optimizer that do the same job again, and what to do instead."""
+    cost: Callable[[Any], Cost] = lambda options: Cost()
+    state: Callable[[Any], Mapping[str, Slot]] = lambda options: {}
+
+
+def validated_options(declaration: Declaration, options: Any) -> StrategyOptions:
+    """Return `options`, a mapping or an options object, as the strategy's own checked options.
+
+    Raises `InvalidOptionsError`, which names the strategy, the option, and what is allowed.
+    """
+    name, schema = declaration.name, declaration.options
+    if isinstance(options, schema):
+        return options
+    if not isinstance(options, Mapping):
+        raise InvalidOptionsError(
+            f"Options of {name!r} must be a mapping or {schema.__name__}, not {type(options).__name__}: {options!r}."
+        )
+    try:
+        return schema.model_validate(dict(options))
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False):
+            place = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                known = list(schema.model_fields)
+                hint = nearest(place, known)
+                lines.append(f"unknown option {place!r}.{hint} Options: {', '.join(known) or 'none'}.")
+            elif place:
+                lines.append(f"{place}: {problem['msg']}. Given: {problem['input']!r}.")
+            else:
+                lines.append(f"{problem['msg']}.")
+        raise InvalidOptionsError(f"{name}: " + " ".join(lines)) from error

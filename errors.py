@@ -1,0 +1,76 @@
+"""Everything that can be wrong with a request, each as a class of its own.
+
+All derive from `TrainstepError`, itself a `ValueError`, so that both
+`except ValueError` and a precise `except` work.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class TrainstepError(ValueError):
+    """The common parent of every error this package raises on purpose."""
+
+
+class UnknownStrategyError(TrainstepError):
+    """No strategy, or model, or workload is registered under the name that was given."""
+
+
+class InvalidOptionsError(TrainstepError):
+    """An option is unknown, has the wrong type, or is out of bounds."""
+
+
+class InvalidSpecError(TrainstepError):
+    """The description of the strategies is neither a name, a list of names nor a mapping."""
+
+
+class RepeatedStrategyError(TrainstepError):
+    """One strategy is asked for twice in one composition."""
+
+
+class StrategyConflictError(TrainstepError):
+    """Two strategies of one composition cannot work together; the message says why."""
+
+
+class DuplicateStrategyError(TrainstepError):
+    """A strategy is registered under a name that is taken, a built-in one for example."""
+
+
+class StrategyDefinitionError(TrainstepError, TypeError):
+    """A strategy class, or a model class with strategies among its bases, is ill-formed."""
+
+
+class NotAModelError(TrainstepError, TypeError):
+    """Strategies apply to a `keras.Model` and to nothing else."""
+
+
+class AlreadyAppliedError(TrainstepError):
+    """The model has strategies already."""
+
+
+class NotAppliedError(TrainstepError):
+    """The model has no strategies."""
+
+
+class ModelConflictError(TrainstepError):
+    """The model's own class does what strategies do, or uses a name they use."""
+
+
+class OptimizerConflictError(TrainstepError):
+    """The optimizer, or the model's dtype policy, already does what a strategy does."""
+
+
+class UnsupportedInputError(TrainstepError):
+    """The data cannot be used by a strategy, integer inputs by an attack for example."""
+
+
+class NonFiniteGradientError(TrainstepError):
+    """Too many steps in a row had a gradient that is infinite or not a number."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"` for the closest of `allowed`, or an empty string."""
+    matches = difflib.get_close_matches(name, list(allowed), n=3, cutoff=0.5)
+    if not matches:
+        return ""
+    return " Did you mean " + " or ".join(repr(match) for match in matches) + "?"

@@ -1,0 +1,86 @@
+"""The registry: which strategies there are, by name.
+
+Built-in strategies register themselves on import. Third parties use the `register` decorator, or
+publish a class under the entry-point group `trainstep.strategies`, loaded at the first look-up:
+
+    [project.entry-points."trainstep.strategies"]
+    my_strategy = "my_package.my_module:MyStrategy"
+"""
+
+import importlib.metadata
+import warnings
+from typing import TypeVar
+
+from trainstep.errors import DuplicateStrategyError, StrategyDefinitionError, UnknownStrategyError, nearest
+from trainstep.step import Strategy
+
+ENTRY_POINT_GROUP = "trainstep.strategies"
+
+_strategies: dict[str, type[Strategy]] = {}
+_failures: dict[str, str] = {}
+_plugins_loaded = False
+
+StrategyClass = TypeVar("StrategyClass", bound=type[Strategy])
+
+
+def register(strategy: StrategyClass) -> StrategyClass:
+    """Make `strategy` available under the name it declares; for use as a class decorator.
+
+    Raises:
+        DuplicateStrategyError: the name is taken, by a built-in strategy for example.
+        StrategyDefinitionError: it is not a subclass of `Strategy`.
+    """
+    if not (isinstance(strategy, type) and issubclass(strategy, Strategy) and "declaration" in vars(strategy)):
+        raise StrategyDefinitionError(f"Only a subclass of trainstep.Strategy can be registered, not {strategy!r}.")
+    name = strategy.declaration.name
+    taken = _strategies.get(name)
+    if taken is not None and taken is not strategy:
+        raise DuplicateStrategyError(
+            f"The name {name!r} of {strategy.__module__}.{strategy.__qualname__} is taken by "
+            f"{taken.__module__}.{taken.__qualname__}. Choose another; a registered strategy is never replaced."
+        )
+    _strategies[name] = strategy
+    return strategy
+
+
+def get(name: str) -> type[Strategy]:
+    """Return the strategy class registered as `name`.
+
+    Raises:
+        UnknownStrategyError: there is none; the message names the nearest and all there are.
+    """
+    _load_plugins()
+    if name in _strategies:
+        return _strategies[name]
+    failure = f" The plugin {name!r} could not be loaded: {_failures[name]}." if name in _failures else ""
+    hint = nearest(str(name), _strategies)
+    raise UnknownStrategyError(f"Unknown strategy {name!r}.{failure}{hint} Registered: {', '.join(names())}.")
+
+
+def names() -> list[str]:
+    """Return the names of all registered strategies, sorted."""
+    _load_plugins()
+    return sorted(_strategies)
+
+
+def plugin_failures() -> dict[str, str]:
+    """Return the entry points that could not be loaded, each with the reason."""
+    _load_plugins()
+    return dict(_failures)
+
+
+def _load_plugins() -> None:
+    global _plugins_loaded
+    if _plugins_loaded:
+        return
+    _plugins_loaded = True
+    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            register(entry_point.load())
+        except Exception as error:  # noqa: BLE001  Whatever a plugin raises must not take the others with it.
+            _failures[entry_point.name] = f"{type(error).__name__}: {error}"
+            warnings.warn(
+                f"The plugin {entry_point.name!r} ({entry_point.value}) of trainstep could not be loaded: "
+                f"{_failures[entry_point.name]}. All other strategies are available.",
+                stacklevel=3,
+            )

@@ -1,0 +1,414 @@
+"""The contract between a strategy and the training step.
+
+`Strategy` owns the only `train_step`. A strategy is a subclass that overrides one of its hooks, or
+two, and calls `super()`; composing several is inheriting from all of them, sorted by stage:
+
+    train_step(data)
+        batch = transform_batch(x, y, sample_weight)         mixup, adversarial examples
+        compute_gradients(batch)                             SAM
+            compute_objective(batch)                         TRADES, R-Drop: by default the model's own loss
+        sum over replicas                                    gradients are now the same everywhere
+        update_weights(gradients)                            from the outside in, each hands on to the next:
+            gradient_accumulation                            or keeps it, until the window is full
+                mixed_precision                              or skips it, where it is not finite
+                    gradient_clipping
+                        optimizer.apply_gradients
+        report_metrics(batch)                                the metrics given to `compile`
+
+Gradients are unscaled, whatever the loss scale, in a list aligned with `model.trainable_variables`;
+a weight the loss does not depend on has None.
+"""
+
+import functools
+import inspect
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, final
+
+import keras
+import tensorflow as tf
+
+from trainstep import _seam
+from trainstep.declaration import Declaration, Slot, validated_options
+from trainstep.errors import (
+    ModelConflictError,
+    NonFiniteGradientError,
+    OptimizerConflictError,
+    StrategyConflictError,
+    StrategyDefinitionError,
+)
+
+Gradients = list[Any]
+
+
+class Batch(NamedTuple):
+    """What one step trains on; all tensors share their first dimension, the examples.
+
+    `extra` holds what one hook leaves for another, by name.
+    """
+
+    x: Any
+    y: Any = None
+    sample_weight: Any = None
+    extra: Mapping[str, Any] = MappingProxyType({})
+
+
+class Objective(NamedTuple):
+    """The scalar loss (the replica's share of it, see `compute_objective`) and the predictions behind it."""
+
+    loss: tf.Tensor
+    y_pred: Any
+
+
+class Evaluation(NamedTuple):
+    """An objective with its gradients."""
+
+    loss: tf.Tensor
+    y_pred: Any
+    gradients: Gradients
+
+
+class Update(NamedTuple):
+    """Gradients on their way to the optimizer, the same on every replica.
+
+    `samples` is the number of loss terms they are the mean of, over all replicas: a float32 scalar.
+    """
+
+    gradients: Gradients
+    samples: tf.Tensor
+
+
+_HOOKS = ("transform_batch", "compute_objective", "compute_gradients", "update_weights", "report_metrics")
+_HOST_HOOKS = ("attach_strategies", "detach_strategies", "finish_epoch", "loss_scale", "check_model")
+_RESERVED = (*_HOOKS, *_HOST_HOOKS, "strategy_options", "strategy_state")
+_OWNED_BY_THE_ROOT = ("train_step", "fit", "train_on_batch", "compile", "__init__", "__new__")
+
+# State belongs to an optimizer, like the slots it makes itself: a model compiled with a new one starts anew.
+_STATES: weakref.WeakKeyDictionary[Any, dict[str, dict[str, Any]]] = weakref.WeakKeyDictionary()
+
+
+class Strategy:
+    """Base of all strategies, and the root that ends every hook.
+
+    Not for use by itself: `trainstep.apply`, `trainstep.model_class`, or a strategy among the bases
+    of a `keras.Model` subclass put it in front of the model's own class.
+    """
+
+    declaration: ClassVar[Declaration]
+    strategy_options: Mapping[str, Any] = MappingProxyType({})
+    """Validated options by strategy name, outermost strategy first."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if issubclass(cls, keras.Model):
+            _define_model(cls)
+        else:
+            _define_strategy(cls)
+
+    # --- Hooks: a strategy overrides these ---
+
+    def transform_batch(self, batch: Batch) -> Batch:
+        """Return the batch to train on in place of `batch`."""
+        return batch
+
+    def compute_objective(self, batch: Batch) -> Objective:
+        """Return the loss to descend and the predictions, from a forward pass in training mode.
+
+        The loss is a scalar of the dtype of the predictions. Under a distribution strategy it is the
+        replica's share: the mean over its examples, divided by the number of replicas.
+        """
+        y_pred = _seam.forward(self, batch.x, training=True)
+        loss = _seam.compute_loss(self, batch.x, batch.y, y_pred, batch.sample_weight, training=True)
+        return Objective(loss, y_pred)
+
+    def compute_gradients(self, batch: Batch) -> Evaluation:
+        """Return the objective with its gradients with respect to `trainable_variables`."""
+        with tf.GradientTape() as tape:
+            loss, y_pred = self.compute_objective(batch)
+        return Evaluation(loss, y_pred, differentiate(self, tape, loss, self.trainable_variables))
+
+    def update_weights(self, update: Update) -> None:
+        """Update the weights, and whatever moves with them."""
+        summed = type(self).acts_on_updates
+        _seam.apply_gradients(self.optimizer, update.gradients, self.trainable_variables, summed=summed)
+
+    def report_metrics(self, batch: Batch, evaluation: Evaluation) -> dict[str, Any]:
+        """Update the metrics and return their values by name."""
+        return self.compute_metrics(batch.x, batch.y, evaluation.y_pred, batch.sample_weight)
+
+    def loss_scale(self) -> tf.Tensor | None:
+        """Return the factor by which losses are multiplied before, and gradients divided after, a backward pass."""
+        return _seam.loss_scale(self.optimizer)
+
+    def check_model(self) -> None:
+        """Refuse a model the strategy cannot train. Called before it is applied; raises a `TrainstepError`."""
+
+    def attach_strategies(self) -> None:
+        """Change what has to change in the model itself, its layers' dtype policies for example; idempotent."""
+
+    def detach_strategies(self) -> None:
+        """Undo `attach_strategies`."""
+
+    def finish_epoch(self) -> None:
+        """Finish what the last steps left open. Called on the host when an epoch of `fit` ends, before validation."""
+
+    # --- The step ---
+
+    @final
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Train on one batch, as `keras.Model.train_step` does, through the hooks."""
+        batch = self.transform_batch(Batch(*keras.utils.unpack_x_y_sample_weight(data)))
+        composite = type(self).composes_objectives
+        with _seam.recorded_loss(self, batch.x, composite=composite) as record_loss:
+            evaluation = self.compute_gradients(batch)
+            record_loss(evaluation.loss)
+        if not self.trainable_variables:
+            warnings.warn("The model does not have any trainable weights.", stacklevel=2)
+            return self.report_metrics(batch, evaluation)
+        if type(self).acts_on_updates:
+            [samples] = _seam.sum_over_replicas([num_loss_terms(batch, evaluation.y_pred)])
+            update = Update(_seam.sum_over_replicas(evaluation.gradients), samples)
+        else:  # Nothing stands between the gradients and the optimizer, which sums them itself.
+            update = Update(evaluation.gradients, tf.zeros(()))
+        self.update_weights(update)
+        return self.report_metrics(batch, evaluation)
+
+    @property
+    def strategy_state(self) -> dict[str, dict[str, Any]]:
+        """State variables by strategy name and slot name; created, in the optimizer, when first needed."""
+        state = _STATES.get(self.optimizer)
+        if state is None:
+            with tf.init_scope():
+                state = _create_state(self)
+            _STATES[self.optimizer] = state
+        return state
+
+    # --- What wraps Keras's own entry points ---
+
+    @functools.wraps(keras.Model.compile)
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile as Keras does, and refuse an optimizer that does again what a strategy does."""
+        self.detach_strategies()  # Under a float16 policy Keras would add a loss scale of its own.
+        super().compile(*args, **kwargs)
+        self.check_model()
+        check_optimizer(type(self), self.optimizer)
+        self.attach_strategies()
+        if self.built and self.trainable_variables and any(_slots(type(self)).values()):
+            with self.distribute_strategy.scope():
+                self.strategy_state  # noqa: B018  Made now, where it can be, so that a checkpoint restores into it.
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as Keras does, and tell the strategies when an epoch ends."""
+        bound = inspect.signature(super().fit).bind(*args, **kwargs)
+        callbacks = bound.arguments.get("callbacks")
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(_EpochEnd())
+            callbacks.set_model(self)
+        else:
+            bound.arguments["callbacks"] = [_EpochEnd(), *tf.nest.flatten(callbacks or [])]
+        with _explained_errors():
+            return super().fit(*bound.args, **bound.kwargs)
+
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Train on one batch as Keras does."""
+        with _explained_errors():
+            return super().train_on_batch(*args, **kwargs)
+
+
+class _EpochEnd(keras.callbacks.Callback):
+    """Comes first in the list, so that other callbacks, and validation, see the epoch finished."""
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        del epoch, logs
+        self._open = True
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        del logs
+        self._finish()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        del epoch, logs
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._open:
+            self._open = False
+            self.model.finish_epoch()
+
+
+_FAILURE = "trainstep: "
+
+
+def require(condition: tf.Tensor, message: str) -> None:
+    """Stop training from inside the step unless `condition`; `fit` raises it as `NonFiniteGradientError`.
+
+    XLA leaves such checks out: a strategy that needs one repeats it in `finish_epoch`.
+    """
+    tf.debugging.Assert(condition, [_FAILURE + message])
+
+
+class _explained_errors:  # noqa: N801  Used like a function.
+    """Turn the operation error of `require` into one that starts with its message."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, tf.errors.InvalidArgumentError) and _FAILURE in str(error):
+            text = str(error).split(_FAILURE, 1)[1]
+            message = text.split("\n")[0].rstrip("'\"] ")
+            raise NonFiniteGradientError(message) from error
+
+
+def differentiate(model: Any, tape: tf.GradientTape, loss: tf.Tensor, sources: Any) -> Any:
+    """Return the gradients of `loss` with respect to `sources`, through the model's loss scale and free of it."""
+    factor = model.loss_scale()
+    if factor is None:
+        return tape.gradient(loss, sources)
+    # Seeding the backward pass with the scale is the same as scaling the loss, and leaves the loss as it is.
+    gradients = tape.gradient(loss, sources, output_gradients=tf.cast(factor, loss.dtype))
+    return _seam.scale(gradients, 1 / factor)
+
+
+def num_loss_terms(batch: Batch, y_pred: Any) -> tf.Tensor:
+    """Return how many terms the mean of the loss runs over: examples, or unmasked entries. A float32 scalar."""
+    masks = [_seam.mask_of(output) for output in tf.nest.flatten(y_pred)]
+    if len(masks) == 1 and masks[0] is not None:
+        return tf.reduce_sum(tf.cast(masks[0], tf.float32))
+    return tf.cast(_seam.num_examples(batch.x), tf.float32)
+
+
+def run_in_replicas(model: Any, function: Callable[[], None]) -> None:
+    """Run `function` once, outside a step, in every replica of the model's distribution strategy."""
+
+    def run() -> None:
+        model.distribute_strategy.run(function)
+
+    (run if model.run_eagerly else tf.function(run))()
+
+
+def dense(gradient: Any) -> Any:
+    """Return an `IndexedSlices` as the tensor it stands for, each row the sum of its slices."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    rows = tf.cast(gradient.dense_shape[0], tf.int64)
+    return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, rows)
+
+
+# --- Model classes --------------------------------------------------------------------------------
+
+
+def strategies_of(model_class: type) -> list[type[Strategy]]:
+    """Return the strategies among the bases of `model_class`, outermost first."""
+    return [base for base in model_class.__mro__ if issubclass(base, Strategy) and "declaration" in vars(base)]
+
+
+def check_optimizer(model_class: type, optimizer: Any) -> None:
+    """Raise `OptimizerConflictError` where a setting of `optimizer` does a strategy's job again."""
+    settings = _seam.optimizer_settings(optimizer)
+    for strategy in strategies_of(model_class):
+        for setting, advice in strategy.declaration.replaces.items():
+            if setting in settings:
+                raise OptimizerConflictError(
+                    f"The optimizer has {setting}={settings[setting]!r} and the model the strategy "
+                    f"{strategy.declaration.name!r}, which does the same: it would be done twice. {advice}"
+                )
+
+
+def check_composition(strategies: list[type[Strategy]]) -> None:
+    """Raise `StrategyConflictError` where two of `strategies` declare that they cannot work together."""
+    names = {strategy.declaration.name for strategy in strategies}
+    for strategy in strategies:
+        for other, reason in strategy.declaration.conflicts.items():
+            if other in names:
+                raise StrategyConflictError(f"{strategy.declaration.name!r} and {other!r} cannot be combined: {reason}")
+
+
+def stage_order(strategy: type[Strategy]) -> tuple[int, str]:
+    """Sort key: by stage, and by name within one, so that listing order never matters."""
+    return strategy.declaration.stage, strategy.declaration.name
+
+
+def check_model_class(model_class: type) -> None:
+    """Raise `ModelConflictError` where the user's class and the strategies want the same name."""
+    for base in model_class.__mro__:
+        if issubclass(base, Strategy) or base.__module__.split(".")[0] in ("keras", "tensorflow", "builtins"):
+            continue
+        if "train_step" in vars(base):
+            raise ModelConflictError(
+                f"{base.__name__} overrides `train_step`, which strategies replace: its code would never run. "
+                "Move what is special in it to `compute_loss(x, y, y_pred, sample_weight)`, `compute_metrics` or "
+                "`call`, which strategies use, or register it as a strategy."
+            )
+        for name in _RESERVED:
+            if name in vars(base) and not (name == "strategy_options" and issubclass(model_class, Strategy)):
+                raise ModelConflictError(
+                    f"{base.__name__} defines `{name}`, which is the name of a hook of trainstep. Rename it."
+                )
+
+
+def _define_strategy(cls: type[Strategy]) -> None:
+    if not isinstance(vars(cls).get("declaration"), Declaration):
+        raise StrategyDefinitionError(f"{cls.__name__} must have a class attribute `declaration = Declaration(...)`.")
+    owned = [name for name in _OWNED_BY_THE_ROOT if name in vars(cls)]
+    if owned:
+        raise StrategyDefinitionError(
+            f"{cls.__name__} defines {owned[0]!r}, which belongs to the root of all strategies. "
+            f"Override a hook instead: {', '.join(_HOOKS)}."
+        )
+    if cls.declaration.neutral is None and not cls.declaration.why_not_neutral:
+        raise StrategyDefinitionError(
+            f"{cls.__name__} declares no `neutral` options: give those under which it equals 'standard', "
+            "or say in `why_not_neutral` why there are none."
+        )
+
+
+def _define_model(cls: Any) -> None:
+    strategies = strategies_of(cls)
+    check_composition(strategies)
+    check_model_class(cls)
+    in_order = sorted(strategies, key=stage_order)
+    if strategies != in_order:
+        raise StrategyDefinitionError(
+            f"The strategies of {cls.__name__} act in the order of its bases, which must be "
+            f"({', '.join(strategy.__name__ for strategy in in_order)}, ..., keras.Model)."
+        )
+    given = cls.strategy_options
+    unknown = set(given) - {strategy.declaration.name for strategy in strategies}
+    if unknown:
+        raise StrategyDefinitionError(
+            f"`strategy_options` of {cls.__name__} names {sorted(unknown)}, not among its bases: "
+            f"{[strategy.declaration.name for strategy in strategies]}."
+        )
+    cls.strategy_options = MappingProxyType(
+        {
+            strategy.declaration.name: validated_options(strategy.declaration, given.get(strategy.declaration.name, {}))
+            for strategy in strategies
+        }
+    )
+    cls.acts_on_updates = any("update_weights" in vars(strategy) for strategy in strategies)
+    cls.composes_objectives = any("compute_objective" in vars(strategy) for strategy in strategies)
+
+
+def _slots(cls: Any) -> dict[str, Mapping[str, Slot]]:
+    return {
+        strategy.declaration.name: strategy.declaration.state(cls.strategy_options[strategy.declaration.name])
+        for strategy in strategies_of(cls)
+    }
+
+
+def _create_state(model: Any) -> dict[str, dict[str, Any]]:
+    optimizer, weights = model.optimizer, model.trainable_variables
+    _seam.build_optimizer(optimizer, weights)
+    state: dict[str, dict[str, Any]] = {}
+    for name, slots in _slots(type(model)).items():
+        state[name] = {}
+        for key, slot in slots.items():
+            if slot.per_weight:
+                state[name][key] = _seam.add_optimizer_slots(optimizer, weights, f"{name}_{key}")
+            else:
+                state[name][key] = _seam.add_optimizer_scalar(optimizer, f"{name}_{key}", slot.dtype, slot.initial)
+    return state

@@ -1,0 +1,163 @@
+"""Perturbations of the input within a ball: what attacks have in common.
+
+Pure functions of tensors, for strategies that train on adversarial examples and for evaluation.
+All balls are around each example by itself: `norm` is over everything but the first dimension.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import tensorflow as tf
+
+from trainstep.errors import UnsupportedInputError, nearest
+
+Norm = Literal["linf", "l2"]
+
+
+def l2_norm(x: tf.Tensor) -> tf.Tensor:
+    """Return the L2 norm of each example, of shape (batch, 1, ..., 1)."""
+    axes = list(range(1, len(x.shape)))
+    return tf.sqrt(tf.reduce_sum(tf.square(x), axis=axes, keepdims=True))
+
+
+def ascent_direction(gradient: tf.Tensor, norm: Norm) -> tf.Tensor:
+    """Return the direction of length 1 in `norm` in which a linear loss grows most; zero for a zero gradient."""
+    if norm == "linf":
+        return tf.sign(gradient)
+    return tf.math.divide_no_nan(gradient, l2_norm(gradient))
+
+
+def project(delta: tf.Tensor, epsilon: float, norm: Norm) -> tf.Tensor:
+    """Return the point of the ball of radius `epsilon` nearest to `delta`."""
+    if norm == "linf":
+        return tf.clip_by_value(delta, -epsilon, epsilon)
+    length = l2_norm(delta)
+    return delta * (epsilon / tf.maximum(length, epsilon))
+
+
+def perturbed(
+    x: tf.Tensor, delta: tf.Tensor, epsilon: float, norm: Norm, clip_range: tuple[float, float] | None
+) -> tf.Tensor:
+    """Return `x + delta`, within the ball and the range to the last float.
+
+    The sum is rounded towards `x`, so that in exact arithmetic the result is no further from `x`
+    than `epsilon`. Where `x` is itself out of the range it is moved no further out.
+    """
+    wide, x_wide = tf.cast(delta, tf.float64), tf.cast(x, tf.float64)
+    # Short of epsilon by more than the norm can be off, itself computed in float64.
+    wide = project(wide, epsilon if norm == "linf" else epsilon * (1 - 1e-12), norm)
+    if clip_range is not None:
+        low, high = clip_range
+        wide = tf.clip_by_value(x_wide + wide, tf.minimum(x_wide, low), tf.maximum(x_wide, high)) - x_wide
+    result = tf.cast(x_wide + wide, x.dtype)
+    too_far = tf.abs(tf.cast(result, tf.float64) - x_wide) > tf.abs(wide)
+    return tf.where(too_far, tf.math.nextafter(result, x), result)
+
+
+def random_delta(x: tf.Tensor, epsilon: float, norm: Norm, seed: tf.Tensor) -> tf.Tensor:
+    """Return a point drawn uniformly from the ball around 0, for each example of `x`.
+
+    `seed` is an int32 tensor of shape (2,). Replicas draw the rows that one device would.
+    """
+    replica = tf.distribute.get_replica_context()
+    examples = tf.shape(x)[0]
+    replicas = 1 if replica is None else replica.num_replicas_in_sync
+    first = 0 if replica is None or replicas == 1 else replica.replica_id_in_sync_group * examples
+    shape = tf.concat([[examples * replicas], tf.shape(x)[1:]], axis=0)
+    if norm == "linf":
+        return tf.random.stateless_uniform(shape, seed, -epsilon, epsilon, x.dtype)[first : first + examples]
+    normal = tf.random.stateless_normal(shape, seed, dtype=x.dtype)[first : first + examples]
+    uniform = tf.random.stateless_uniform([examples * replicas], seed + [0, 1], dtype=x.dtype)[first : first + examples]
+    dimensions = tf.cast(tf.size(x) / tf.maximum(examples, 1), x.dtype)
+    # The share of a ball of radius r in the ball of radius 1 is r ** dimensions.
+    radius = epsilon * tf.reshape(uniform, [-1] + [1] * (len(x.shape) - 1)) ** (1 / dimensions)
+    return radius * ascent_direction(normal, "l2")
+
+
+def ascend(
+    input_gradients: Callable[[list[tf.Tensor]], Sequence[tf.Tensor | None]],
+    inputs: list[tf.Tensor],
+    deltas: list[tf.Tensor],
+    *,
+    epsilon: float,
+    norm: Norm,
+    steps: int,
+    step_size: float,
+    clip_range: tuple[float, float] | None,
+) -> list[tf.Tensor]:
+    """Return `inputs` moved by `steps` projected steps of gradient ascent, from `inputs + deltas`.
+
+    Args:
+        input_gradients: maps the moved inputs to the gradients of the loss; None counts as zero.
+        inputs: tensors of shape (batch, ...), of a floating dtype.
+        deltas: where to start from, of the same shapes; zeros, or `random_delta`.
+        epsilon: radius of the ball, in the units of the inputs.
+        norm: "linf" or "l2".
+        steps: number of gradients taken.
+        step_size: length of one step in `norm`, in the units of the inputs.
+        clip_range: lowest and highest allowed value of an input, or None.
+    """
+
+    def moved(deltas: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        sums = [x + delta for x, delta in zip(inputs, deltas, strict=True)]
+        return sums if clip_range is None else [tf.clip_by_value(each, *clip_range) for each in sums]
+
+    def step(*deltas: tf.Tensor) -> list[tf.Tensor]:
+        gradients = input_gradients(moved(deltas))
+        return [
+            project(delta if gradient is None else delta + step_size * ascent_direction(gradient, norm), epsilon, norm)
+            for delta, gradient in zip(deltas, gradients, strict=True)
+        ]
+
+    if steps == 1:
+        deltas = step(*deltas)
+    else:
+        loop = (tf.constant(0), *deltas)
+        _, *deltas = tf.while_loop(
+            lambda i, *_: i < steps, lambda i, *each: (i + 1, *step(*each)), loop, maximum_iterations=steps
+        )
+    return [
+        tf.stop_gradient(perturbed(x, delta, epsilon, norm, clip_range))
+        for x, delta in zip(inputs, deltas, strict=True)
+    ]
+
+
+def attackable(x: Any, model: Any, chosen: Sequence[str] | None) -> list[bool]:
+    """Tell for each tensor in the flattened structure `x` whether an attack may change it.
+
+    Args:
+        x: a tensor, or a list, tuple or dict of tensors.
+        model: gives the names of its inputs, where it knows them.
+        chosen: names of inputs (the keys of a dict; else the names of the model's inputs, or their
+            positions); None stands for all of a floating dtype.
+
+    Raises:
+        UnsupportedInputError: a name is unknown, or there is no dense floating input to change.
+    """
+    tensors, names = tf.nest.flatten(x), _input_names(x, model)
+    for name in chosen or ():
+        if name not in names:
+            raise UnsupportedInputError(
+                f"There is no input {name!r}.{nearest(name, names)} Inputs: {', '.join(names)}."
+            )
+    able = [isinstance(tensor, tf.Tensor) and tensor.dtype.is_floating for tensor in tensors]
+    unable = [name for name, ok in zip(names, able, strict=True) if not ok and name in (chosen or ())]
+    if unable or not any(able):
+        kinds = ", ".join(
+            f"{name}: {getattr(getattr(tensor, 'dtype', None), 'name', type(tensor).__name__)}"
+            for name, tensor in zip(names, tensors, strict=True)
+        )
+        raise UnsupportedInputError(
+            f"An attack moves dense inputs of a floating dtype by small amounts, and {unable or 'no input'} "
+            f"{'is not' if unable else 'is'} one ({kinds}). Cast images to float32 before `fit`; for tokens, attack "
+            "the output of an embedding instead, as the input of a model of its own."
+        )
+    return [ok and (not chosen or name in chosen) for name, ok in zip(names, able, strict=True)]
+
+
+def _input_names(x: Any, model: Any) -> list[str]:
+    if isinstance(x, Mapping):
+        return [str(name) for name in sorted(x)]
+    known = [tensor.name for tensor in getattr(model, "inputs", None) or []]
+    count = len(tf.nest.flatten(x))
+    return known if len(known) == count else [str(position) for position in range(count)]

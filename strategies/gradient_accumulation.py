@@ -1,0 +1,128 @@
+"""Gradient accumulation: one update from the gradients of several batches.
+
+    G = sum_i n_i * g_i / sum_i n_i        g_i the mean gradient of micro-batch i, n_i its examples
+    w = w - learning_rate * G              after every `steps` micro-batches
+
+K micro-batches give the update of the one batch they make up, unequal ones too. Each costs a plain
+step less the optimizer's part; one copy of the weights is kept. Batch norm sees micro-batches: it
+normalizes with the statistics of each and updates its moving averages `steps` times per update.
+
+Ott et al., "Scaling Neural Machine Translation", WMT 2018, https://arxiv.org/abs/1806.00187 (section 3.2)
+"""
+
+from typing import Literal
+
+import tensorflow as tf
+from pydantic import Field
+
+from trainstep import _seam
+from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
+from trainstep.registry import register
+from trainstep.step import Gradients, Strategy, Update, dense, run_in_replicas
+
+
+class GradientAccumulationOptions(StrategyOptions):
+    """How many micro-batches make an update, and how they are weighed."""
+
+    steps: int = Field(4, ge=1, description="Micro-batches per update; 1 accumulates nothing.")
+    weighting: Literal["samples", "batches"] = Field(
+        "samples",
+        description="What weighs the same: every example (every unmasked entry of a masked output), or every batch.",
+    )
+    reduction: Literal["mean", "sum"] = Field(
+        "mean", description="The mean over the window, or that times the number of micro-batches taken."
+    )
+    last_window: Literal["apply", "carry"] = Field(
+        "apply", description="A window not full when an epoch of `fit` ends: update from what is there, or carry it on."
+    )
+
+
+def weighted(gradients: Gradients, weight: tf.Tensor) -> Gradients:
+    """Return each gradient times the scalar `weight`, dense; a None stays None."""
+    return _seam.scale([dense(gradient) for gradient in gradients], weight)
+
+
+@register
+class GradientAccumulation(Strategy):
+    """Keeps gradients from the optimizer until the window is full: its slots, schedules and count do not move."""
+
+    declaration = Declaration(
+        name="gradient_accumulation",
+        stage=Stage.ACCUMULATION,
+        summary="One update from several batches: the gradient of a batch too large for memory.",
+        reference="Ott et al., WMT 2018, https://arxiv.org/abs/1806.00187",
+        options=GradientAccumulationOptions,
+        neutral={"steps": 1},
+        replaces={
+            "gradient_accumulation_steps": "Keep the strategy and drop the optimizer's argument: the optimizer's own "
+            "loses the last window, and counts micro-batches in its schedules."
+        },
+        notes={
+            "mixed_precision": "the loss scale moves between windows; a gradient that is not finite drops its window"
+        },
+        cost=lambda options: Cost(
+            time=1.0,
+            memory="one copy of the trainable weights" if options.steps > 1 else "none",
+            batch_norm="normalizes each micro-batch by itself; moving averages move once per micro-batch",
+        ),
+        state=lambda options: (
+            {}
+            if options.steps == 1
+            else {
+                "gradients": Slot(per_weight=True),
+                "samples": Slot(),
+                "count": Slot(dtype="int32"),
+            }
+        ),
+    )
+
+    def update_weights(self, update: Update) -> None:
+        options = self.strategy_options["gradient_accumulation"]
+        if options.steps == 1:
+            super().update_weights(update)
+            return
+        state, hand_on = self.strategy_state["gradient_accumulation"], super().update_weights
+        weight = update.samples if options.weighting == "samples" else tf.ones(())
+
+        def accumulate(gradients: Gradients, weight: tf.Tensor) -> None:
+            sums = [
+                (total, total + gradient)
+                for total, gradient in zip(state["gradients"], weighted(gradients, weight), strict=True)
+                if gradient is not None
+            ]
+            _seam.assign([*sums, (state["samples"], state["samples"] + weight), (state["count"], state["count"] + 1)])
+
+        def apply(gradients: Gradients, weight: tf.Tensor) -> None:
+            samples = state["samples"] + weight
+            sums = [
+                None if gradient is None else total + gradient
+                for total, gradient in zip(state["gradients"], weighted(gradients, weight), strict=True)
+            ]
+            self._apply_window(sums, samples, state["count"] + 1, hand_on)
+
+        full = tf.convert_to_tensor(state["count"]) + 1 >= options.steps
+        _seam.conditional(full, apply, accumulate, (update.gradients, weight))
+
+    def finish_epoch(self) -> None:
+        super().finish_epoch()
+        options = self.strategy_options["gradient_accumulation"]
+        if options.steps == 1 or options.last_window == "carry":
+            return
+        state, hand_on = self.strategy_state["gradient_accumulation"], super().update_weights
+        if int(state["count"].numpy()) > 0:
+
+            def apply() -> None:
+                sums = [tf.convert_to_tensor(total) for total in state["gradients"]]
+                self._apply_window(sums, tf.convert_to_tensor(state["samples"]), state["count"] + 0, hand_on)
+
+            run_in_replicas(self, apply)
+
+    def _apply_window(self, sums: Gradients, samples: tf.Tensor, count: tf.Tensor, hand_on) -> None:
+        options, state = self.strategy_options["gradient_accumulation"], self.strategy_state["gradient_accumulation"]
+        factor = 1 / samples
+        if options.reduction == "sum":
+            factor *= tf.cast(count, tf.float32)
+        mean = _seam.scale(sums, factor)
+        everything = [*state["gradients"], state["samples"], state["count"]]
+        _seam.assign([(variable, tf.zeros(variable.shape, variable.dtype)) for variable in everything])
+        hand_on(Update(mean, samples))

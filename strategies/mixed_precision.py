@@ -1,0 +1,200 @@
+"""Mixed precision: compute in 16 bits, keep the weights in 32.
+
+    bfloat16:   as it is: its range is that of float32
+    float16:    g = grad(scale * loss) / scale                     so that small gradients do not vanish
+                not finite: skip the update, scale = scale / 2     not below min_scale
+                finite `growth_interval` times: scale = 2 * scale  not above max_scale
+
+Activations and their memory halve; a step takes from half to all of the time of float32, depending
+on the hardware. Applies to a model already built; outputs and variables stay float32.
+
+Micikevicius et al., "Mixed Precision Training", ICLR 2018, https://arxiv.org/abs/1710.03740
+"""
+
+import warnings
+import weakref
+from typing import Any, Literal
+
+import keras
+import tensorflow as tf
+from pydantic import Field, model_validator
+
+from trainstep import _seam
+from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
+from trainstep.errors import ModelConflictError, NonFiniteGradientError
+from trainstep.registry import register
+from trainstep.step import Gradients, Strategy, Update, require
+
+_ADVICE = "Keep the strategy, whose scale has a floor and a cap, and pass the plain optimizer, without its own scaling."
+
+
+class MixedPrecisionOptions(StrategyOptions):
+    """The compute dtype, and the loss scale that float16 needs."""
+
+    dtype: Literal["auto", "bfloat16", "float16"] = Field(
+        "auto", description="Compute dtype; auto: bfloat16 on CPUs, TPUs and the GPUs that have it, else float16."
+    )
+    initial_scale: float = Field(2.0**15, gt=0, allow_inf_nan=False, description="Loss scale of the first step.")
+    growth_interval: int = Field(2000, ge=1, description="Updates in a row after which the scale doubles.")
+    min_scale: float = Field(1.0, gt=0, allow_inf_nan=False, description="Floor of the loss scale.")
+    max_scale: float = Field(2.0**24, gt=0, allow_inf_nan=False, description="Cap of the loss scale.")
+    max_consecutive_skips: int = Field(50, ge=1, description="Skipped updates in a row that stop training.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "MixedPrecisionOptions":
+        if not self.min_scale <= self.initial_scale <= self.max_scale:
+            raise ValueError(
+                f"min_scale <= initial_scale <= max_scale must hold, not "
+                f"{self.min_scale} <= {self.initial_scale} <= {self.max_scale}"
+            )
+        return self
+
+
+# The policies that layers had before, kept away from the layers so that nothing of it is saved with them.
+_plain_policies: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+def compute_dtype(dtype: str) -> str:
+    """Return `dtype`, with "auto" resolved for the devices TensorFlow sees."""
+    if dtype != "auto":
+        return dtype
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+    # NVIDIA GPUs multiply in bfloat16 from compute capability 8.0 (Ampere) on.
+    has_bfloat16 = all(detail.get("compute_capability", (8, 0)) >= (8, 0) for detail in details)
+    return "bfloat16" if has_bfloat16 else "float16"
+
+
+def all_finite(gradients: Gradients) -> tf.Tensor:
+    """Return whether every entry of every gradient is finite: a boolean scalar."""
+    values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients if g is not None]
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])
+
+
+def next_scale(scale: tf.Tensor, finite_steps: tf.Tensor, options: MixedPrecisionOptions) -> tf.Tensor:
+    """Return the scale after `finite_steps` finite updates in a row; 0 of them means the last one was not."""
+    grown = tf.where(finite_steps >= options.growth_interval, scale * 2, scale)
+    return tf.clip_by_value(tf.where(finite_steps > 0, grown, scale / 2), options.min_scale, options.max_scale)
+
+
+def _stays_float32(layer: Any, output_layers: list[Any]) -> bool:
+    # A softmax or a loss in 16 bits is inexact: the last layer computes in float32, as Keras's guide advises.
+    return isinstance(layer, keras.layers.InputLayer) or (layer in output_layers and len(_seam.layers_of(layer)) == 1)
+
+
+def _as_float32(output: Any) -> Any:
+    if not tf.is_tensor(output) or output.dtype not in (tf.float16, tf.bfloat16):
+        return output
+    return _seam.copy_mask(output, tf.cast(output, tf.float32))
+
+
+def _explanation(options: MixedPrecisionOptions) -> str:
+    return (
+        f"mixed_precision: the gradient was not finite {options.max_consecutive_skips} updates in a row "
+        f"(max_consecutive_skips), though the loss scale had fallen towards {options.min_scale} (min_scale). Look for "
+        "NaN or infinity in the data or the loss, lower the learning rate, or train with dtype='bfloat16'."
+    )
+
+
+@register
+class MixedPrecision(Strategy):
+    """Sets the layers' dtype policies while it is applied; under float16 checks each update and scales the loss."""
+
+    declaration = Declaration(
+        name="mixed_precision",
+        stage=Stage.LOSS_SCALING,
+        summary="Compute in bfloat16 or float16, keep the weights in float32.",
+        reference="Micikevicius et al., ICLR 2018, https://arxiv.org/abs/1710.03740",
+        options=MixedPrecisionOptions,
+        neutral=None,
+        why_not_neutral="every setting computes in 16 bits; not to apply it is the null option",
+        replaces={"LossScaleOptimizer": _ADVICE, "loss_scale_factor": _ADVICE},
+        cost=lambda options: Cost(
+            time=1.0, memory="activations in half the bytes", batch_norm="none: statistics are kept in float32"
+        ),
+        state=lambda options: (
+            {
+                "scale": Slot(initial=options.initial_scale),
+                "finite_steps": Slot(dtype="int32"),
+                "skips": Slot(dtype="int32"),
+            }
+            if compute_dtype(options.dtype) == "float16"
+            else {}
+        ),
+    )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return tf.nest.map_structure(_as_float32, super().__call__(*args, **kwargs))
+
+    def loss_scale(self) -> tf.Tensor | None:
+        state = self.strategy_state["mixed_precision"]
+        return tf.convert_to_tensor(state["scale"]) if state else None
+
+    def update_weights(self, update: Update) -> None:
+        options, state = self.strategy_options["mixed_precision"], self.strategy_state["mixed_precision"]
+        hand_on = super().update_weights
+        if not state:  # bfloat16
+            hand_on(update)
+            return
+
+        def apply(update: Update) -> None:
+            hand_on(update)
+            finite_steps = tf.convert_to_tensor(state["finite_steps"]) + 1
+            full = finite_steps >= options.growth_interval
+            _seam.assign(
+                [
+                    (state["scale"], next_scale(tf.convert_to_tensor(state["scale"]), finite_steps, options)),
+                    (state["finite_steps"], tf.where(full, 0, finite_steps)),
+                    (state["skips"], 0),
+                ]
+            )
+
+        def skip(update: Update) -> None:
+            del update
+            scale, skips = tf.convert_to_tensor(state["scale"]), tf.convert_to_tensor(state["skips"]) + 1
+            _seam.assign(
+                [
+                    (state["scale"], next_scale(scale, tf.constant(0), options)),
+                    (state["finite_steps"], 0),
+                    (state["skips"], skips),
+                ]
+            )
+            require(skips < options.max_consecutive_skips, _explanation(options))
+
+        _seam.conditional(all_finite(update.gradients), apply, skip, (update,))
+
+    def finish_epoch(self) -> None:
+        super().finish_epoch()
+        options, state = self.strategy_options["mixed_precision"], self.strategy_state["mixed_precision"]
+        if state and int(state["skips"].numpy()) >= options.max_consecutive_skips:
+            raise NonFiniteGradientError(_explanation(options))
+
+    def check_model(self) -> None:
+        super().check_model()
+        mixed = [layer for layer in _seam.layers_of(self) if _seam.is_mixed(layer) and layer not in _plain_policies]
+        if mixed:
+            raise ModelConflictError(
+                f"The layer {mixed[0].name!r} has the dtype policy {_seam.dtype_policy_name(mixed[0])!r} already. "
+                "Build the model under the policy 'float32' and let 'mixed_precision' change it, or leave the "
+                "strategy away."
+            )
+
+    def attach_strategies(self) -> None:
+        super().attach_strategies()
+        dtype = compute_dtype(self.strategy_options["mixed_precision"].dtype)
+        if dtype == "float16" and not tf.config.list_physical_devices("GPU"):
+            warnings.warn(
+                "mixed_precision computes in float16, which CPUs emulate: a step can take many times as long as in "
+                "float32. Use dtype='bfloat16' on a CPU.",
+                stacklevel=3,
+            )
+        outputs = _seam.output_layers_of(self)
+        for layer in _seam.layers_of(self):
+            if _seam.dtype_policy_name(layer) == "float32" and not _stays_float32(layer, outputs):
+                _plain_policies[layer] = "float32"
+                _seam.set_dtype_policy(layer, f"mixed_{dtype}")
+
+    def detach_strategies(self) -> None:
+        super().detach_strategies()
+        for layer in _seam.layers_of(self):
+            if layer in _plain_policies:
+                _seam.set_dtype_policy(layer, _plain_policies.pop(layer))
