@@ -1,9 +1,18 @@
-"""trainstep: a pluggable catalogue of training strategies for Keras on TensorFlow."""
+"""trainstep: a pluggable catalogue of training strategies for Keras on TensorFlow.
 
+trainstep.apply(model, {"gradient_accumulation": {"steps": 4}, "gradient_clipping": {}})
+model.compile(...)
+model.fit(...)
+"""
+
+from typing import Any
+
+from trainstep import errors
 from trainstep.composition import applied, apply, model_class, remove
-from trainstep.declaration import StrategyOptions
+from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
+from trainstep.plan import Plan, describe, plan
 from trainstep.registry import get, names, register
-from trainstep.step import Strategy
+from trainstep.step import Batch, Evaluation, Objective, Strategy, Update
 from trainstep.strategies import (
     Adversarial,
     GradientAccumulation,
@@ -13,3 +22,40 @@ from trainstep.strategies import (
 )
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Adversarial",
+    "Batch",
+    "Cost",
+    "Declaration",
+    "Evaluation",
+    "GradientAccumulation",
+    "GradientClipping",
+    "MixedPrecision",
+    "Objective",
+    "Plan",
+    "Slot",
+    "Stage",
+    "Standard",
+    "Strategy",
+    "StrategyOptions",
+    "Update",
+    "applied",
+    "apply",
+    "compare",
+    "describe",
+    "errors",
+    "get",
+    "model_class",
+    "names",
+    "plan",
+    "register",
+    "remove",
+]
+
+
+def compare(*args: Any, **kwargs: Any) -> Any:
+    """Train one model by several strategies and compare; see `trainstep.benchmarks.compare`."""
+    from trainstep.benchmarks.compare import compare as run  # Only who compares pays for plots and tables.
+
+    return run(*args, **kwargs)
