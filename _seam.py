@@ -109,7 +109,8 @@ def probe(model: Any, x: Any, y: Any, sample_weight: Any, *, training: bool) -> 
     `training=True` such a pass draws masks of its own.
     """
     if KERAS_3:
-        with keras.StatelessScope(collect_losses=True):
+        # Regularizers look only at weights that the scope maps, and fail on others.
+        with keras.StatelessScope([(weight, weight) for weight in model.trainable_variables], collect_losses=True):
             y_pred = forward(model, x, training=training)
             return compute_loss(model, x, y, y_pred, sample_weight, training=training)
     statistics = _snapshot(model.non_trainable_variables) if training else []

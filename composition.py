@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import keras
 
-from trainstep import registry
+from trainstep import registry, saving
 from trainstep.declaration import StrategyOptions, validated_options
 from trainstep.errors import (
     AlreadyAppliedError,
@@ -99,7 +99,8 @@ def model_class(base: type[ModelT], spec: Spec, /, **options: Any) -> type[Model
             "__module__": base.__module__,
             "__qualname__": base.__qualname__,
         }
-        known[key] = type(base.__name__, (*composition, base), namespace)
+        known[key] = type(base.__name__, (*composition, saving.Saved, base), namespace)
+        saving.share_name(known[key])
     return known[key]
 
 
@@ -151,15 +152,13 @@ def remove(model: ModelT, /) -> ModelT:
     """
     if not isinstance(model, Strategy):
         raise NotAppliedError(f"There are no strategies to remove from {getattr(model, 'name', model)!r}.")
-    plain = next((base for base in type(model).__mro__ if not issubclass(base, Strategy)), None)
-    generated = type(model) in _classes.get(plain, {}).values() if plain else False
-    if not generated:
+    if not saving.is_generated(type(model)):
         raise NotAppliedError(
             f"{type(model).__name__} has its strategies among its bases, so they cannot be removed. "
             "Only what `apply` added can."
         )
     model.detach_strategies()
-    model.__class__ = plain
+    model.__class__ = saving.without_strategies(model)
     _forget_traces(model)
     return model
 

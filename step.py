@@ -199,6 +199,12 @@ class Strategy:
             with self.distribute_strategy.scope():
                 self.strategy_state  # noqa: B018  Made now, where it can be, so that a checkpoint restores into it.
 
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as the saved model was; Keras leaves a model with a `compile` of its own uncompiled."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            _seam.build_optimizer(self.optimizer, self.trainable_variables)
+
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Train as Keras does, and tell the strategies when an epoch ends."""
@@ -371,7 +377,7 @@ def _define_model(cls: Any) -> None:
     check_composition(strategies)
     check_model_class(cls)
     in_order = sorted(strategies, key=stage_order)
-    if strategies != in_order:
+    if strategies != in_order or cls.train_step is not Strategy.train_step:  # keras.Model comes first, and wins.
         raise StrategyDefinitionError(
             f"The strategies of {cls.__name__} act in the order of its bases, which must be "
             f"({', '.join(strategy.__name__ for strategy in in_order)}, ..., keras.Model)."

@@ -24,7 +24,10 @@ def ascent_direction(gradient: tf.Tensor, norm: Norm) -> tf.Tensor:
     """Return the direction of length 1 in `norm` in which a linear loss grows most; zero for a zero gradient."""
     if norm == "linf":
         return tf.sign(gradient)
-    return tf.math.divide_no_nan(gradient, l2_norm(gradient))
+    # Scaled to 1 first: squares of small gradients underflow, and a confident model's are small.
+    largest = tf.reduce_max(tf.abs(gradient), axis=list(range(1, len(gradient.shape))), keepdims=True)
+    scaled = tf.math.divide_no_nan(gradient, largest)
+    return tf.math.divide_no_nan(scaled, l2_norm(scaled))
 
 
 def project(delta: tf.Tensor, epsilon: float, norm: Norm) -> tf.Tensor:
@@ -57,17 +60,20 @@ def perturbed(
 def random_delta(x: tf.Tensor, epsilon: float, norm: Norm, seed: tf.Tensor) -> tf.Tensor:
     """Return a point drawn uniformly from the ball around 0, for each example of `x`.
 
-    `seed` is an int32 tensor of shape (2,). Replicas draw the rows that one device would.
+    `seed` is an int32 tensor of shape (2,). Replicas draw the rows that one device would. The
+    algorithm is named because XLA, left to itself, picks another than TensorFlow does.
     """
     replica = tf.distribute.get_replica_context()
     examples = tf.shape(x)[0]
     replicas = 1 if replica is None else replica.num_replicas_in_sync
     first = 0 if replica is None or replicas == 1 else replica.replica_id_in_sync_group * examples
+    rows = slice(first, first + examples)
     shape = tf.concat([[examples * replicas], tf.shape(x)[1:]], axis=0)
     if norm == "linf":
-        return tf.random.stateless_uniform(shape, seed, -epsilon, epsilon, x.dtype)[first : first + examples]
-    normal = tf.random.stateless_normal(shape, seed, dtype=x.dtype)[first : first + examples]
-    uniform = tf.random.stateless_uniform([examples * replicas], seed + [0, 1], dtype=x.dtype)[first : first + examples]
+        return tf.random.stateless_uniform(shape, seed, -epsilon, epsilon, x.dtype, alg="philox")[rows]
+    normal = tf.random.stateless_normal(shape, seed, dtype=x.dtype, alg="philox")[rows]
+    radii_seed = seed + tf.constant([0, 1])
+    uniform = tf.random.stateless_uniform([examples * replicas], radii_seed, dtype=x.dtype, alg="philox")[rows]
     dimensions = tf.cast(tf.size(x) / tf.maximum(examples, 1), x.dtype)
     # The share of a ball of radius r in the ball of radius 1 is r ** dimensions.
     radius = epsilon * tf.reshape(uniform, [-1] + [1] * (len(x.shape) - 1)) ** (1 / dimensions)

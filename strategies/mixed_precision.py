@@ -52,6 +52,7 @@ class MixedPrecisionOptions(StrategyOptions):
 
 # The policies that layers had before, kept away from the layers so that nothing of it is saved with them.
 _plain_policies: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+_warned: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def compute_dtype(dtype: str) -> str:
@@ -125,6 +126,11 @@ class MixedPrecision(Strategy):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return tf.nest.map_structure(_as_float32, super().__call__(*args, **kwargs))
 
+    @property
+    def losses(self) -> list[Any]:
+        # Keras sums them with the float32 loss of the outputs; Keras 3 fails on one from a layer in 16 bits.
+        return [_as_float32(loss) for loss in super().losses]
+
     def loss_scale(self) -> tf.Tensor | None:
         state = self.strategy_state["mixed_precision"]
         return tf.convert_to_tensor(state["scale"]) if state else None
@@ -181,7 +187,8 @@ class MixedPrecision(Strategy):
     def attach_strategies(self) -> None:
         super().attach_strategies()
         dtype = compute_dtype(self.strategy_options["mixed_precision"].dtype)
-        if dtype == "float16" and not tf.config.list_physical_devices("GPU"):
+        if dtype == "float16" and self not in _warned and not tf.config.list_physical_devices("GPU"):
+            _warned.add(self)
             warnings.warn(
                 "mixed_precision computes in float16, which CPUs emulate: a step can take many times as long as in "
                 "float32. Use dtype='bfloat16' on a CPU.",

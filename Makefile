@@ -1,0 +1,68 @@
+# Everything a newcomer or a developer runs. Needs Python 3.10 or later; uses uv where it is there.
+
+PYTHON ?= python3
+UV := $(shell command -v uv 2>/dev/null)
+WORKERS ?= 2
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: compare test test-addons test-versions lint format step-cost step-cost-addons clean
+
+compare: .venv/installed  ## Compare five strategies on handwritten digits; the report goes to results/.
+	.venv/bin/trainstep compare --workload digits_cnn --seeds 3 --output results \
+		--strategy standard --strategy gradient_clipping --strategy gradient_accumulation \
+		--strategy mixed_precision --strategy adversarial:epsilon=0.1
+
+test: .venv/installed  ## Run the tests with the newest TensorFlow and Keras 3.
+	.venv/bin/python -m pytest -n $(WORKERS)
+
+test-addons: .venv-addons/installed  ## Run the same tests with Keras 2 and tensorflow-addons.
+	.venv-addons/bin/python -m pytest -n $(WORKERS)
+
+test-versions:  ## Install and import on every supported Python, and run the contract on the lowest Keras 3.
+	tests/versions.sh
+
+lint: .venv/installed  ## Check style, formatting and types.
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright
+
+format: .venv/installed  ## Put imports and formatting in order.
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+step-cost: .venv/installed  ## Measure what a step of each strategy costs.
+	.venv/bin/python -m trainstep.benchmarks.step_cost
+
+step-cost-addons: .venv-addons/installed  ## The same on Keras 2.
+	.venv-addons/bin/python -m trainstep.benchmarks.step_cost
+
+clean:  ## Remove what was installed.
+	rm -rf .venv .venv-addons build *.egg-info
+
+# The first Python among the candidates that tensorflow-addons runs on.
+ADDONS_PYTHON = $(shell for python in $(PYTHON) python3.11 python3.10; do \
+	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 12))' 2>/dev/null \
+	&& command -v $$python && break; done)
+
+.venv/installed: pyproject.toml
+ifdef UV
+	uv venv --quiet --allow-existing --python $(PYTHON) .venv
+	uv pip install --quiet --compile-bytecode --python .venv/bin/python --editable . --group dev
+else
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv/bin/python -m pip install --quiet --editable . --group dev
+endif
+	touch $@
+
+.venv-addons/installed: pyproject.toml
+ifdef UV
+	uv venv --quiet --allow-existing --python '>=3.10,<3.12' .venv-addons
+	uv pip install --quiet --compile-bytecode --python .venv-addons/bin/python --editable '.[addons]' --group dev
+else
+	@test -n "$(ADDONS_PYTHON)" || { echo "tensorflow-addons needs Python 3.10 or 3.11, and none was found."; exit 1; }
+	$(ADDONS_PYTHON) -m venv .venv-addons
+	.venv-addons/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-addons/bin/python -m pip install --quiet --editable '.[addons]' --group dev
+endif
+	touch $@

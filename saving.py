@@ -1,0 +1,90 @@
+"""How a model with strategies is written to a file, and found again.
+
+The config of such a model is `{"schema": 1, "strategies": {name: options}, "model": the plain model}`.
+All generated classes go under one registered name, so that a file needs no class that exists only at
+run time; options are data, checked on the way in like any others.
+"""
+
+from typing import Any
+
+import keras
+
+from trainstep.errors import TrainstepError
+
+SCHEMA = 1
+_PACKAGE, _NAME = "trainstep", "Model"
+
+
+def without_strategies(model: Any) -> type:
+    """Return the class `model` had before strategies were applied to it."""
+    return type(model).__mro__[type(model).__mro__.index(Saved) + 1]
+
+
+class Saved:
+    """Sits between the strategies and the plain class of every generated class."""
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the strategies by name with their options, and the config of the plain model."""
+        if not is_generated(type(self)):
+            return super().get_config()
+        composed = type(self)
+        self.detach_strategies()
+        object.__setattr__(self, "__class__", without_strategies(self))
+        try:
+            plain = keras.saving.serialize_keras_object(self)
+        finally:
+            object.__setattr__(self, "__class__", composed)
+            self.attach_strategies()
+        plain.pop("compile_config", None)
+        strategies = {name: options.model_dump(mode="json") for name, options in composed.strategy_options.items()}
+        return {"schema": SCHEMA, "strategies": strategies, "model": plain}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
+        """Rebuild a model from what `get_config` returned."""
+        if not is_generated(cls):
+            return super().from_config(config, custom_objects)
+        return SavedModel.from_config(config, custom_objects)
+
+
+@keras.saving.register_keras_serializable(_PACKAGE, _NAME)
+class SavedModel:
+    """What the registered name stands for in a file: a plain model and the strategies to apply to it."""
+
+    get_config = Saved.get_config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
+        """Return the model, with its strategies applied.
+
+        Raises:
+            TrainstepError: a strategy or an option is unknown here, or the file is of a later version.
+        """
+        from trainstep.composition import apply  # It imports this module.
+
+        if config.get("schema") != SCHEMA:
+            raise TrainstepError(
+                f"The file holds strategies in schema {config.get('schema')!r}, and this version of trainstep reads "
+                f"{SCHEMA}. Install a later version; or build the plain model in code and load the weights alone, with "
+                "`load_weights`."
+            )
+        model = keras.saving.deserialize_keras_object(config["model"], custom_objects)
+        try:
+            return apply(model, config["strategies"])
+        except TrainstepError as error:
+            raise type(error)(
+                f"{error} The file asks for the strategies {', '.join(config['strategies'])}. To go without, build the "
+                "plain model in code and load the weights alone, with `load_weights`."
+            ) from error
+
+
+def is_generated(model_class: type) -> bool:
+    """Tell whether `model_class` was made by `model_class` or `apply`, and is no subclass of one that was."""
+    return keras.saving.get_registered_name(model_class) == f"{_PACKAGE}>{_NAME}"
+
+
+def share_name(model_class: type) -> None:
+    """Let objects of `model_class` be saved under the one name that `SavedModel` answers to."""
+    # The second call takes the name back for loading; a class keeps the name it is saved under.
+    for owner in (model_class, SavedModel):
+        keras.saving.register_keras_serializable(_PACKAGE, _NAME)(owner)

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Installs the package on each supported Python that is there, imports it and trains one step; then runs the
+# contract on the lowest supported Keras 3. Needs uv. Environments go to a temporary folder.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+
+smoke='
+import keras, numpy, tensorflow, trainstep
+model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])
+trainstep.apply(model, ["gradient_accumulation", "gradient_clipping", "mixed_precision", "adversarial"])
+model.compile("adam", "mse")
+model.fit(numpy.ones((8, 3), "float32"), numpy.ones((8, 1), "float32"), batch_size=2, verbose=0)
+print("TensorFlow", tensorflow.__version__, "Keras", keras.__version__, *trainstep.names())
+'
+for version in 3.10 3.11 3.12 3.13; do
+  echo "--- Python $version"
+  uv venv --quiet --python "$version" "$folder/$version"
+  uv pip install --quiet --compile-bytecode --python "$folder/$version/bin/python" .
+  (cd "$folder" && "$folder/$version/bin/python" -c "$smoke")
+done
+
+echo "--- lowest Keras 3"
+uv venv --quiet --python 3.11 "$folder/lowest"
+uv pip install --quiet --compile-bytecode --python "$folder/lowest/bin/python" \
+  --editable . --group dev 'tensorflow==2.16.2' 'keras==3.5.0'
+"$folder/lowest/bin/python" -m pytest -n 2 tests/test_contract.py tests/test_composition.py
