@@ -24,6 +24,7 @@ test-versions:  ## Install and import on every supported Python, and run the con
 lint: .venv/installed  ## Check style, formatting and types.
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	mkdir -p .typing && ln -sfn .. .typing/trainstep
 	.venv/bin/pyright
 
 format: .venv/installed  ## Put imports and formatting in order.

@@ -7,7 +7,7 @@ model.fit(...)
 
 from typing import Any
 
-from trainstep import errors
+from trainstep import errors, models
 from trainstep.composition import applied, apply, model_class, remove
 from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
 from trainstep.plan import Plan, describe, plan
@@ -47,6 +47,7 @@ __all__ = [
     "errors",
     "get",
     "model_class",
+    "models",
     "names",
     "plan",
     "register",

@@ -22,6 +22,10 @@ if KERAS_3 and keras.backend.backend() != "tensorflow":
     )
 
 
+# The optimizers of before Keras 2.11, which tensorflow-addons builds on; Keras 3 has none.
+_LegacyOptimizer: Any = () if KERAS_3 else keras.optimizers.legacy.Optimizer
+
+
 # --- The model ------------------------------------------------------------------------------------
 
 
@@ -97,7 +101,8 @@ def _update_loss_metric(metric: Any, loss: tf.Tensor, x: Any) -> None:
 
 def _loss_tracker(model: Any) -> Any:
     # Through the class: a user may override `metrics`, and Keras updates this one all the same.
-    metrics = keras.Model.metrics.fget(model)
+    prop: Any = keras.Model.metrics
+    metrics = prop.fget(model)
     return metrics[0] if metrics and metrics[0].name == "loss" else None
 
 
@@ -177,7 +182,7 @@ def apply_gradients(optimizer: Any, gradients: Sequence[Any], weights: Sequence[
         return
     arguments: dict[str, Any] = {}
     if summed and replicas > 1:
-        if isinstance(optimizer, keras.optimizers.legacy.Optimizer):
+        if isinstance(optimizer, _LegacyOptimizer):
             arguments["experimental_aggregate_gradients"] = False
         else:
             arguments["skip_gradients_aggregation"] = True
@@ -202,7 +207,7 @@ def build_optimizer(optimizer: Any, weights: Sequence[Any]) -> None:
     """Create the optimizer's own slots, so that what strategies add comes after them."""
     if is_loss_scale_optimizer(optimizer) and not KERAS_3:
         optimizer = optimizer.inner_optimizer
-    if not KERAS_3 and isinstance(optimizer, keras.optimizers.legacy.Optimizer):
+    if not KERAS_3 and isinstance(optimizer, _LegacyOptimizer):
         optimizer._create_all_weights(weights)  # Legacy optimizers have no public `build`.
     elif KERAS_3 and optimizer.built:
         return
@@ -216,7 +221,7 @@ def add_optimizer_slots(optimizer: Any, weights: Sequence[Any], name: str) -> li
         return [optimizer.add_variable_from_reference(weight, name=name) for weight in weights]
     if is_loss_scale_optimizer(optimizer):
         optimizer = optimizer.inner_optimizer
-    if isinstance(optimizer, keras.optimizers.legacy.Optimizer):
+    if isinstance(optimizer, _LegacyOptimizer):
         return [optimizer.add_slot(weight, name) for weight in weights]
     return [optimizer.add_variable_from_reference(weight, name) for weight in weights]
 
@@ -228,7 +233,7 @@ def add_optimizer_scalar(optimizer: Any, name: str, dtype: str, initial: float) 
         return optimizer.add_variable((), initializer, dtype, name=name)
     if is_loss_scale_optimizer(optimizer):
         optimizer = optimizer.inner_optimizer
-    if isinstance(optimizer, keras.optimizers.legacy.Optimizer):
+    if isinstance(optimizer, _LegacyOptimizer):
         aggregation = tf.VariableAggregation.ONLY_FIRST_REPLICA
         return optimizer.add_weight(name, (), dtype, initializer, trainable=False, aggregation=aggregation)
     return optimizer.add_variable((), tf.as_dtype(dtype), initializer, name)

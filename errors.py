@@ -11,6 +11,10 @@ from collections.abc import Iterable
 class TrainstepError(ValueError):
     """The common parent of every error this package raises on purpose."""
 
+    # That of `Exception` itself, from which autograph knows it may make the error anew around a traceback of its own;
+    # others it turns into a `StagingError` when they come from a step that is being traced.
+    __init__ = Exception.__init__
+
 
 class UnknownStrategyError(TrainstepError):
     """No strategy, or model, or workload is registered under the name that was given."""

@@ -5,11 +5,14 @@ All generated classes go under one registered name, so that a file needs no clas
 run time; options are data, checked on the way in like any others.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
 from trainstep.errors import TrainstepError
+
+if TYPE_CHECKING:
+    from trainstep.step import Strategy
 
 SCHEMA = 1
 _PACKAGE, _NAME = "trainstep", "Model"
@@ -20,7 +23,7 @@ def without_strategies(model: Any) -> type:
     return type(model).__mro__[type(model).__mro__.index(Saved) + 1]
 
 
-class Saved:
+class Saved(Strategy if TYPE_CHECKING else object):
     """Sits between the strategies and the plain class of every generated class."""
 
     def get_config(self) -> dict[str, Any]:
@@ -31,7 +34,7 @@ class Saved:
         self.detach_strategies()
         object.__setattr__(self, "__class__", without_strategies(self))
         try:
-            plain = keras.saving.serialize_keras_object(self)
+            plain: Any = keras.saving.serialize_keras_object(self)
         finally:
             object.__setattr__(self, "__class__", composed)
             self.attach_strategies()

@@ -25,7 +25,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, final
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 
 import keras
 import tensorflow as tf
@@ -41,6 +41,10 @@ from trainstep.errors import (
 )
 
 Gradients = list[Any]
+
+# A strategy is always inherited from together with a `keras.Model`, and says so to type checkers only: at run time
+# it must come before the model's own class, whichever that is.
+_ModelBase = keras.Model if TYPE_CHECKING else object
 
 
 class Batch(NamedTuple):
@@ -89,7 +93,7 @@ _OWNED_BY_THE_ROOT = ("train_step", "fit", "train_on_batch", "compile", "__init_
 _STATES: weakref.WeakKeyDictionary[Any, dict[str, dict[str, Any]]] = weakref.WeakKeyDictionary()
 
 
-class Strategy:
+class Strategy(_ModelBase):
     """Base of all strategies, and the root that ends every hook.
 
     Not for use by itself: `trainstep.apply`, `trainstep.model_class`, or a strategy among the bases
@@ -211,7 +215,7 @@ class Strategy:
         bound = inspect.signature(super().fit).bind(*args, **kwargs)
         callbacks = bound.arguments.get("callbacks")
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.append(_EpochEnd())
+            callbacks.callbacks.insert(0, _EpochEnd())  # Keras 3 has no method for it.
             callbacks.set_model(self)
         else:
             bound.arguments["callbacks"] = [_EpochEnd(), *tf.nest.flatten(callbacks or [])]
@@ -243,7 +247,8 @@ class _EpochEnd(keras.callbacks.Callback):
     def _finish(self) -> None:
         if self._open:
             self._open = False
-            self.model.finish_epoch()
+            model: Any = self.model
+            model.finish_epoch()
 
 
 _FAILURE = "trainstep: "

@@ -1,0 +1,96 @@
+"""Reference models by name: small, well known, and the same weights for the same seed.
+
+trainstep.models.build("cnn", input_shape=(28, 28, 1), classes=10, seed=0)
+
+All end in a softmax, so that `loss="sparse_categorical_crossentropy"` goes with them. Building one
+neither reads nor changes any global random state.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from trainstep.declaration import validated_options
+from trainstep.errors import InvalidOptionsError, UnknownStrategyError, nearest
+from trainstep.models import cnn, mlp, resnet, transformer
+from trainstep.models._options import ModelOptions, Seeds
+
+__all__ = ["build", "describe", "names", "validate"]
+
+
+@dataclass(frozen=True)
+class _Reference:
+    name: str
+    options: type[ModelOptions]
+    build: Callable[[tuple[int, ...], int, Seeds, Any], keras.Model]
+
+
+_models = {
+    reference.name: reference
+    for reference in (
+        _Reference("cnn", cnn.CnnOptions, cnn.build),
+        _Reference("mlp", mlp.MlpOptions, mlp.build),
+        _Reference("resnet", resnet.ResnetOptions, resnet.build),
+        _Reference("transformer", transformer.TransformerOptions, transformer.build),
+    )
+}
+
+
+def names() -> list[str]:
+    """Return the names of all reference models, sorted."""
+    return sorted(_models)
+
+
+def describe(name: str, /) -> dict[str, Any]:
+    """Return the JSON schema of the options of the model `name`: types, defaults, bounds and a sentence each.
+
+    Raises:
+        UnknownStrategyError: there is no model of that name.
+    """
+    return _get(name).options.model_json_schema()
+
+
+def validate(name: str, /, **options: Any) -> ModelOptions:
+    """Return `options` checked against the schema of the model `name`, defaults filled in.
+
+    Raises:
+        UnknownStrategyError: there is no model of that name.
+        InvalidOptionsError: an option is unknown, has the wrong type, or is out of bounds.
+    """
+    return validated_options(_get(name), options)
+
+
+def build(name: str, /, *, input_shape: Sequence[int], classes: int, seed: int = 0, **options: Any) -> keras.Model:
+    """Return a new, built and uncompiled model.
+
+    Args:
+        name: one of `names()`.
+        input_shape: shape of one example: (features,), (height, width, channels), or (length,) for tokens.
+        classes: number of classes, 2 at least; the output has shape (batch, classes) and sums to 1.
+        seed: decides all initial weights and the dropout; from 0 to 2**31 - 1.
+        **options: the model's own, see `describe`.
+
+    Raises:
+        UnknownStrategyError: there is no model of that name.
+        InvalidOptionsError: an option is unknown, has the wrong type or is out of bounds, or the model
+            cannot take inputs of this shape.
+    """
+    reference, checked = _get(name), validate(name, **options)
+    shape = tuple(input_shape)
+    if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise InvalidOptionsError(f"{name}: input_shape must be positive integers, not {input_shape!r}.")
+    if not (isinstance(classes, int) and classes >= 2):
+        raise InvalidOptionsError(f"{name}: classes must be an integer of 2 or more, not {classes!r}.")
+    if not (isinstance(seed, int) and 0 <= seed < 2**31):
+        raise InvalidOptionsError(f"{name}: seed must be an integer from 0 to 2**31 - 1, not {seed!r}.")
+    return reference.build(shape, classes, Seeds(seed), checked)
+
+
+def _get(name: str) -> Any:
+    if name not in _models:
+        raise UnknownStrategyError(
+            f"Unknown model {name!r}.{nearest(str(name), names())} Models: {', '.join(names())}."
+        )
+    return _models[name]

@@ -73,7 +73,7 @@ def random_delta(x: tf.Tensor, epsilon: float, norm: Norm, seed: tf.Tensor) -> t
         return tf.random.stateless_uniform(shape, seed, -epsilon, epsilon, x.dtype, alg="philox")[rows]
     normal = tf.random.stateless_normal(shape, seed, dtype=x.dtype, alg="philox")[rows]
     radii_seed = seed + tf.constant([0, 1])
-    uniform = tf.random.stateless_uniform([examples * replicas], radii_seed, dtype=x.dtype, alg="philox")[rows]
+    uniform = tf.random.stateless_uniform(shape[:1], radii_seed, dtype=x.dtype, alg="philox")[rows]
     dimensions = tf.cast(tf.size(x) / tf.maximum(examples, 1), x.dtype)
     # The share of a ball of radius r in the ball of radius 1 is r ** dimensions.
     radius = epsilon * tf.reshape(uniform, [-1] + [1] * (len(x.shape) - 1)) ** (1 / dimensions)

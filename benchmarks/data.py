@@ -1,0 +1,91 @@
+"""Data as the runner takes it, and the order in which it is trained on."""
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainstep.benchmarks.errors import InvalidDataError
+
+Source = Any
+"""(x, y) or (x, y, sample_weight), each an array or a structure of arrays; or a batched `tf.data.Dataset`."""
+
+
+class Split(NamedTuple):
+    """What is trained on and what is measured on."""
+
+    train: Source
+    validation: Source
+
+
+class Batches(NamedTuple):
+    """A dataset for `fit`, and how many of its batches make an epoch; None where an epoch is all of it."""
+
+    dataset: tf.data.Dataset
+    steps_per_epoch: int | None
+
+
+def checked(source: Source, name: str) -> Source:
+    """Return `source` with arrays as NumPy arrays, float64 as Keras's own float.
+
+    Args:
+        source: see `Source`.
+        name: what to call it in an error.
+
+    Raises:
+        InvalidDataError: it is something else, has no labels, or its arrays differ in length.
+    """
+    if isinstance(source, tf.data.Dataset):
+        return source
+    if not (isinstance(source, tuple) and len(source) in (2, 3)):
+        raise InvalidDataError(
+            f"`{name}` must be (x, y), (x, y, sample_weight) or a batched tf.data.Dataset, not {_kind(source)}."
+        )
+    arrays = tf.nest.map_structure(_array, source)
+    lengths = sorted({len(array) if array.ndim else 0 for array in tf.nest.flatten(arrays)})
+    if len(lengths) != 1 or lengths[0] == 0:
+        raise InvalidDataError(f"The arrays of `{name}` must have one length above 0, not {lengths}.")
+    return arrays
+
+
+def train_batches(source: Source, *, seed: int, epochs: int, batch_size: int) -> Batches:
+    """Return the batches of `epochs` epochs, shuffled anew for each, in an order that only `seed` decides.
+
+    A `tf.data.Dataset` is iterated as it is, once per epoch: its order is its own.
+    """
+    if isinstance(source, tf.data.Dataset):
+        return Batches(source, None)
+    # Not `Dataset.shuffle`, whose order depends on the global seed and on how often it was asked before.
+    count = len(tf.nest.flatten(source)[0])
+    generator = np.random.default_rng(seed)
+    orders = np.stack([generator.permutation(count).astype(np.int32) for _ in range(epochs)])
+    tensors = tf.nest.map_structure(tf.constant, source)
+    dataset = (
+        tf.data.Dataset.from_tensor_slices(orders)
+        .flat_map(lambda order: tf.data.Dataset.from_tensor_slices(order).batch(batch_size))
+        .map(lambda rows: tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), tensors))
+        .prefetch(2)
+    )
+    return Batches(dataset, -(-count // batch_size))
+
+
+def validation_batches(source: Source, batch_size: int) -> tf.data.Dataset:
+    """Return the examples in their own order, the last batch perhaps short."""
+    if isinstance(source, tf.data.Dataset):
+        return source
+    return tf.data.Dataset.from_tensor_slices(source).batch(batch_size).prefetch(2)
+
+
+def first_batch(source: Source, batch_size: int) -> Any:
+    """Return one (x, y) or (x, y, sample_weight) of tensors."""
+    return next(iter(validation_batches(source, batch_size)))
+
+
+def _array(value: Any) -> np.ndarray:
+    array = np.asarray(value)
+    return array.astype(keras.backend.floatx()) if array.dtype == np.float64 else array
+
+
+def _kind(source: Any) -> str:
+    return f"a tuple of {len(source)}" if isinstance(source, tuple) else type(source).__name__

@@ -1,0 +1,45 @@
+"""What all reference models share: the base of their options, and seeds for their layers."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from pydantic import BaseModel
+
+from trainstep.declaration import StrategyOptions
+
+
+class ModelOptions(BaseModel):
+    """Base of the options of a reference model: immutable, strictly typed, and closed to names it does not know."""
+
+    model_config = StrategyOptions.model_config
+
+
+class Seeds:
+    """Hands out one seed after the other, all derived from one, so that no layer asks the global state."""
+
+    def __init__(self, seed: int) -> None:
+        self._seeds = self._draw(seed)
+
+    @staticmethod
+    def _draw(seed: int) -> Iterator[int]:
+        generator = np.random.default_rng(seed)
+        while True:
+            yield int(generator.integers(2**31 - 1))
+
+    def next(self) -> int:
+        """Return the next seed, from 0 to 2**31 - 2."""
+        return next(self._seeds)
+
+    def glorot(self) -> Any:
+        """Return Keras's default initializer of kernels, with a seed of its own."""
+        return keras.initializers.GlorotUniform(seed=self.next())
+
+    def he(self) -> Any:
+        """Return the initializer of He et al. for layers before a rectifier, with a seed of its own."""
+        return keras.initializers.HeNormal(seed=self.next())
+
+    def normal(self, stddev: float) -> Any:
+        """Return a normal initializer around 0, with a seed of its own."""
+        return keras.initializers.RandomNormal(stddev=stddev, seed=self.next())

@@ -1,0 +1,35 @@
+"""A multi-layer perceptron: the input flattened, dense layers with rectifiers, softmax."""
+
+import keras
+from pydantic import Field, field_validator
+
+from trainstep.models._options import ModelOptions, Seeds
+
+
+class MlpOptions(ModelOptions):
+    """Sizes of the hidden layers, and dropout after each."""
+
+    units: tuple[int, ...] = Field(
+        (128, 128), strict=False, description="Units of each hidden layer, from the input on; empty for none."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped after each hidden layer.")
+
+    @field_validator("units")
+    @classmethod
+    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(units < 1 for units in value):
+            raise ValueError(f"each layer needs at least one unit, not {value}")
+        return value
+
+
+def build(input_shape: tuple[int, ...], classes: int, seeds: Seeds, options: MlpOptions) -> keras.Model:
+    """Return the network; float32 (batch, *input_shape) to probabilities (batch, classes)."""
+    x = inputs = keras.Input(input_shape, name="inputs")
+    if len(input_shape) > 1:
+        x = keras.layers.Flatten(name="flatten")(x)
+    for index, units in enumerate(options.units, start=1):
+        x = keras.layers.Dense(units, "relu", kernel_initializer=seeds.glorot(), name=f"dense_{index}")(x)
+        if options.dropout:
+            x = keras.layers.Dropout(options.dropout, seed=seeds.next(), name=f"dropout_{index}")(x)
+    outputs = keras.layers.Dense(classes, "softmax", kernel_initializer=seeds.glorot(), name="probabilities")(x)
+    return keras.Model(inputs, outputs, name="mlp")

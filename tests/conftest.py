@@ -1,0 +1,60 @@
+"""Devices, seeds and the one tolerance of the suite."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+# Two logical CPUs for the tests of `tf.distribute`; it has to happen before anything touches a device.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+# The nets are tiny: more threads cost time, and the workers of pytest-xdist share the cores.
+tf.config.threading.set_intra_op_parallelism_threads(1)
+
+# Two runs that are equal in exact arithmetic, but sum in another order or fuse other operations (eager and graph,
+# XLA, two replicas), differ by rounding. A float32 operation is off by at most 2**-24 = 6e-8; the runs here make some
+# hundred of them in a row, and Adam and the attacks' normalization divide by small numbers. In 16 bits one operation
+# is off by 2**-11 (float16) or 2**-8 (bfloat16); about four in a row decide a gradient of these nets.
+TOLERANCE = {"float32": 2e-5, "float16": 4 * 2**-11, "bfloat16": 4 * 2**-8}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Fail before the first test where Keras does not run on TensorFlow."""
+    del config
+    assert keras.backend.backend() == "tensorflow"
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    """Give each test the same seeds, fresh layer names, and the default dtype policy."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(0)
+    yield
+    assert (
+        keras.mixed_precision.dtype_policy().name == "float32"
+        if hasattr(keras.mixed_precision, "dtype_policy")
+        else keras.mixed_precision.global_policy().name == "float32"
+    )
+
+
+@pytest.fixture(scope="session")
+def mirrored() -> tf.distribute.Strategy:
+    """Return the one strategy of two replicas; a second one in a process would reuse the keys of its collectives."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="session")
+def assert_close() -> Callable[..., None]:
+    """Return the comparison for what is equal in exact arithmetic only; `dtype` is the coarsest one computed in."""
+
+    def compare(actual: Any, expected: Any, dtype: str = "float32") -> None:
+        tolerance = TOLERANCE[dtype]
+        tf.nest.map_structure(
+            lambda a, e: np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance), actual, expected
+        )
+
+    return compare

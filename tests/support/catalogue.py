@@ -1,0 +1,67 @@
+"""The catalogue as data for `pytest.mark.parametrize`: what is special about a strategy is read from its declaration."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import trainstep
+from trainstep import registry
+
+NAMES = trainstep.names()
+
+
+def declaration(name: str) -> trainstep.Declaration:
+    return trainstep.get(name).declaration
+
+
+def schema(name: str) -> dict[str, Any]:
+    """Return the JSON schema of the options of `name`."""
+    return declaration(name).options.model_json_schema()
+
+
+def constraints(field: dict[str, Any]) -> dict[str, Any]:
+    """Return what the JSON schema of one option demands, seen through `anyOf` with null."""
+    choices = [choice for choice in field.get("anyOf", [field]) if choice.get("type") != "null"]
+    return choices[0] if choices else field
+
+
+def variants() -> list[tuple[str, dict[str, Any]]]:
+    """Return every strategy with its defaults, and once more for each choice of an option that is an enumeration."""
+    found = []
+    for name in NAMES:
+        found.append((name, {}))
+        for option, field in schema(name).get("properties", {}).items():
+            found += [
+                (name, {option: choice})
+                for choice in constraints(field).get("enum", [])
+                if choice != field.get("default")
+            ]
+    return found
+
+
+VARIANTS = variants()
+DEFAULT_IS_NEUTRAL = [name for name in NAMES if declaration(name).neutral == {}]
+NEUTRAL = [name for name in NAMES if declaration(name).neutral is not None]
+
+
+def variant_id(value: Any) -> str:
+    return value if isinstance(value, str) else ",".join(f"{k}={v}" for k, v in value.items()) or "defaults"
+
+
+def coarsest_dtype(model: Any) -> str:
+    """Return the coarsest dtype a layer of `model` computes in."""
+    found = {layer.compute_dtype for layer in model.layers}
+    return next((dtype for dtype in ("bfloat16", "float16") if dtype in found), "float32")
+
+
+@contextlib.contextmanager
+def registered(*strategies: type[trainstep.Strategy]) -> Iterator[None]:
+    """Register throw-away strategies for the duration of a test."""
+    before = dict(registry._strategies)
+    try:
+        for strategy in strategies:
+            trainstep.register(strategy)
+        yield
+    finally:
+        registry._strategies.clear()
+        registry._strategies.update(before)

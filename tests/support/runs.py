@@ -1,0 +1,86 @@
+"""Train a workload and keep everything that could differ."""
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from nets import BATCH, Workload
+
+import trainstep
+
+
+class Run(NamedTuple):
+    """What a training run left: all variables of the model (statistics and seeds too), of the optimizer, the logs."""
+
+    variables: list[np.ndarray]
+    optimizer: list[np.ndarray]
+    history: dict[str, list[float]]
+
+
+def optimizer_variables(optimizer: Any) -> list[np.ndarray]:
+    variables = optimizer.variables
+    return [variable.numpy() for variable in (variables() if callable(variables) else variables)]
+
+
+def state_of(model: keras.Model, history: Any) -> Run:
+    variables = [variable.numpy() for variable in model.variables]
+    logs = {key: list(map(float, values)) for key, values in history.history.items()}
+    return Run(variables, optimizer_variables(model.optimizer), logs)
+
+
+def prepared(workload: Workload, spec: Any = None, options: Any = None, **compiled: Any) -> keras.Model:
+    """Return the model of `workload` with strategies `spec` applied, and compiled."""
+    keras.utils.set_random_seed(0)
+    model = workload.build()
+    if spec is not None:
+        trainstep.apply(model, spec, **(options or {}))
+    model.compile(**{**workload.compile(), **compiled})
+    return model
+
+
+def fitted(model: keras.Model, workload: Workload, **fit: Any) -> Run:
+    """Fit `model`, two epochs unless said otherwise, and return what is left."""
+    arguments = {"batch_size": BATCH, "epochs": 2, "shuffle": False, "verbose": 0, **workload.fit, **fit}
+    if workload.y is None:
+        return state_of(model, model.fit(workload.x, **{k: v for k, v in arguments.items() if k != "batch_size"}))
+    return state_of(model, model.fit(workload.x, workload.y, **arguments))
+
+
+def run(workload: Workload, spec: Any = None, options: Any = None, fit: Any = None, **compiled: Any) -> Run:
+    """Build, apply, compile, fit; `compiled` overrides arguments of `compile`, `fit` those of `fit`."""
+    return fitted(prepared(workload, spec, options, **compiled), workload, **(fit or {}))
+
+
+@functools.cache
+def _remembered(workload: Callable[[], Workload], name: str | None, options: str) -> Run:
+    return run(workload(), name, json.loads(options))
+
+
+def known(workload: Callable[[], Workload], name: str | None = None, options: Any = None) -> Run:
+    """Return what `run` gives, made once per process: the same run serves many tests. `workload` names it."""
+    return _remembered(workload, name, json.dumps(options or {}, sort_keys=True))
+
+
+def assert_same(actual: Run, expected: Run) -> None:
+    """Assert that two runs are equal bit for bit, and finite."""
+    assert actual.history == expected.history
+    for kind in ("variables", "optimizer"):
+        left, right = getattr(actual, kind), getattr(expected, kind)
+        assert len(left) == len(right), kind
+        for a, b in zip(left, right, strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=kind, strict=True)
+    assert is_finite(actual)
+
+
+def is_finite(result: Run) -> bool:
+    return all(np.isfinite(value).all() for value in [*result.variables, *result.history.values()])
+
+
+def differs(actual: Run, expected: Run) -> bool:
+    """Tell whether some variable of the model differs by more than rounding."""
+    return any(
+        not np.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(actual.variables, expected.variables, strict=True)
+    )

@@ -1,0 +1,394 @@
+"""Strategies together: in the order they declare, whatever the order they are listed in."""
+
+import inspect
+import itertools
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from catalogue import NAMES, declaration, registered
+from nets import BATCH, KINDS, Subclassed, Workload, X, Y, dense, functional, one_weight, sgd, weight_of
+from runs import assert_same, fitted, is_finite, prepared, run
+
+import trainstep
+from trainstep import composition, errors
+from trainstep.step import Strategy, Update, strategies_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning")
+
+PAIRS = list(itertools.combinations(NAMES, 2))
+REAL = Workload(functional, X, Y)
+
+
+# --- Order ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="+".join)
+def test_every_pair_trains_finite_and_the_order_of_listing_never_matters(pair):
+    first = run(REAL, list(pair))
+    assert is_finite(first)
+    assert_same(run(REAL, list(reversed(pair))), first)
+
+
+def test_the_whole_catalogue_at_once_trains_finite_in_any_order_of_listing():
+    first = run(REAL, NAMES)
+    assert is_finite(first)
+    assert_same(run(REAL, list(reversed(NAMES))), first)
+    assert_same(run(REAL, {name: {} for name in NAMES[2:] + NAMES[:2]}), first)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_whole_catalogue_trains_every_kind_of_model(kind):
+    assert is_finite(run(KINDS[kind], NAMES))
+
+
+def test_neutral_company_changes_nothing():
+    """All strategies that have neutral options, at once under these, are plain Keras bit for bit."""
+    spec = {name: dict(declaration(name).neutral) for name in NAMES if declaration(name).neutral is not None}
+    assert len(spec) >= 4
+    assert_same(run(REAL, spec), run(REAL))
+
+
+def test_strategies_are_sorted_by_stage_and_each_acts_once():
+    composed = list(composition.compose(NAMES))
+    stages = [strategy.declaration.stage for strategy in composed]
+    assert stages == sorted(stages)
+    assert len(composed) == len(NAMES)
+    for order in itertools.islice(itertools.permutations(NAMES), 24):
+        assert list(composition.compose(list(order))) == composed
+
+
+def test_one_class_per_combination_however_it_is_written():
+    written = [
+        trainstep.model_class(Subclassed, ["gradient_clipping", "gradient_accumulation"]),
+        trainstep.model_class(Subclassed, ("gradient_accumulation", "gradient_clipping")),
+        trainstep.model_class(
+            Subclassed, {"gradient_clipping": {"global_clipnorm": 1.0}, "gradient_accumulation": {"steps": 4}}
+        ),
+    ]
+    assert len(set(written)) == 1
+    other = trainstep.model_class(
+        Subclassed, {"gradient_clipping": {"global_clipnorm": 2.0}, "gradient_accumulation": {}}
+    )
+    assert other is not written[0]
+
+
+def test_an_options_object_does_for_a_mapping():
+    options = declaration("gradient_clipping").options(clipvalue=0.5)
+    assert trainstep.plan({"gradient_clipping": options}).strategies == {"gradient_clipping": options}
+
+
+def test_the_class_of_a_composition_keeps_its_name_and_module():
+    made = trainstep.model_class(Subclassed, NAMES)
+    assert (made.__name__, made.__qualname__, made.__module__) == ("Subclassed", "Subclassed", Subclassed.__module__)
+    assert made.__doc__ == Subclassed.__doc__
+    assert [s.declaration.name for s in strategies_of(made)] == [s.declaration.name for s in composition.compose(NAMES)]
+
+
+# --- Throw-away strategies --------------------------------------------------------------------------------------------
+
+
+def throw_away(name: str, stage=trainstep.Stage.CLIPPING, hooks=None, **declared) -> type[Strategy]:
+    declaration = trainstep.Declaration(name, stage, f"{name}.", "none", **{"neutral": {}, **declared})
+    return type(name.title(), (Strategy,), {"declaration": declaration, **(hooks or {})})
+
+
+@pytest.mark.parametrize("listed", [["one", "two"], ["two", "one"]])
+@pytest.mark.parametrize("who_says_so", ["one", "two"])
+def test_a_conflict_raises_before_any_data_is_read_whoever_declares_it(listed, who_says_so):
+    other = {"one": "two", "two": "one"}[who_says_so]
+    made = [throw_away(n, conflicts={other: "both want it."} if n == who_says_so else {}) for n in ("one", "two")]
+    with registered(*made):
+        for function in (
+            trainstep.plan,
+            lambda s: trainstep.apply(dense(), s),
+            lambda s: trainstep.model_class(Subclassed, s),
+        ):
+            with pytest.raises(errors.StrategyConflictError, match="both want it"):
+                function(listed)
+        assert trainstep.plan(["one", "standard"]).strategies.keys() == {"one", "standard"}
+
+
+def test_within_one_stage_the_name_decides():
+    with registered(throw_away("b"), throw_away("a"), throw_away("c")):
+        for order in itertools.permutations(["a", "b", "c"]):
+            assert list(trainstep.plan(list(order)).strategies) == ["a", "b", "c"]
+
+
+def test_state_of_a_throw_away_strategy_lives_in_the_optimizer():
+    def update_weights(self, update):
+        slots = self.strategy_state["counting"]
+        slots["updates"].assign_add(1)
+        for total, gradient in zip(slots["total"], update.gradients, strict=True):
+            total.assign_add(gradient)
+        super(Counting, self).update_weights(update)
+
+    slots = {
+        "updates": trainstep.Slot(dtype="int32"),
+        "start": trainstep.Slot(initial=2.5),
+        "total": trainstep.Slot(per_weight=True),
+    }
+    Counting = throw_away("counting", hooks={"update_weights": update_weights}, state=lambda options: slots)  # noqa: N806
+    with registered(Counting):
+        model = trainstep.apply(one_weight(), ["counting", "gradient_accumulation"])
+        model.compile(sgd(0.0), "mse")
+        model.fit(np.ones((8, 1)), np.zeros((8, 1)), batch_size=1, verbose=0)
+        state = model.strategy_state["counting"]
+        # Two windows of four; g = 2 (w x - y) x = 2 in each.
+        assert state["updates"].numpy() == 2
+        assert state["start"].numpy() == 2.5
+        assert [total.numpy() for total in state["total"]] == [4.0]
+        assert len(model.get_weights()) == 1
+
+
+# --- The whole stack, by hand -----------------------------------------------------------------------------------------
+
+
+def column(*values: float) -> np.ndarray:
+    return np.array(values, "float32")[:, None]
+
+
+def two_layers() -> keras.Model:
+    """Return y = w * x whose weight computes in 16 bits under mixed precision, for it is not in the last layer."""
+    x = keras.Input((1,))
+    return keras.Model(x, keras.layers.Activation("linear")(one_weight(1.0).layers[-1](x)))
+
+
+START = 2.0**10  # Gradients are float16 with the scale on them: at the default of 2**15 already 2 would be too large.
+
+
+def stack(rate: float = 0.125, **options) -> keras.Model:
+    spec = {
+        "gradient_accumulation": {"steps": 2},
+        "mixed_precision": {"dtype": "float16", "initial_scale": START},
+        "gradient_clipping": {"global_clipnorm": 3.0},
+    }
+    for name, choice in options.items():
+        spec[name] = choice
+    model = trainstep.apply(two_layers(), spec)
+    model.compile(sgd(rate), "mse")
+    return model
+
+
+def scale_of(model: keras.Model) -> tuple[float, int, int]:
+    slots = model.strategy_state["mixed_precision"]
+    return tuple(slots[name].numpy().item() for name in ("scale", "finite_steps", "skips"))
+
+
+# w = 1, g = 2 (w x - y) x. (x, y) = (1, 0): 2; (2, 0): 8; (2, 3): -4; (2, 4): -8.
+
+
+def test_what_is_clipped_is_the_accumulated_unscaled_gradient():
+    model = stack()
+    model.train_on_batch(column(2), column(0))
+    model.train_on_batch(column(2), column(3))
+    # G = (8 - 4) / 2 = 2 < 3: not clipped. Clipped one by one it would be (3 - 3) / 2 = 0; scaled, 3 / 2**10.
+    assert weight_of(model) == 1 - 0.125 * 2
+    model = stack()
+    model.train_on_batch(column(2), column(0))
+    model.train_on_batch(column(2), column(0))
+    # G = 8, clipped to 3.
+    assert weight_of(model) == 1 - 0.125 * 3
+
+
+def test_the_gradient_is_checked_once_per_window():
+    model = stack()
+    model.train_on_batch(column(1), column(0))
+    assert scale_of(model) == (START, 0, 0)
+    model.train_on_batch(column(1), column(0))
+    assert scale_of(model) == (START, 1, 0)
+
+
+def test_a_gradient_that_is_not_finite_drops_its_window_and_the_next_is_clean():
+    model = stack()
+    model.train_on_batch(column(np.nan), column(0))
+    assert scale_of(model) == (START, 0, 0)
+    model.train_on_batch(column(1), column(0))
+    assert weight_of(model) == 1.0
+    assert scale_of(model) == (START / 2, 0, 1)
+    for _ in range(2):
+        model.train_on_batch(column(1), column(0))
+    assert weight_of(model) == 1 - 0.125 * 2
+    assert scale_of(model) == (START / 2, 1, 0)
+
+
+def test_the_last_window_goes_through_the_same_stops():
+    model = stack(gradient_accumulation={"steps": 8})
+    model.fit(column(2, 2), column(0, 0), batch_size=1, verbose=0)
+    # G = 8, clipped to 3, checked once.
+    assert weight_of(model) == 1 - 0.125 * 3
+    assert scale_of(model) == (START, 1, 0)
+    model.fit(column(np.nan, 2), column(0, 0), batch_size=1, verbose=0)
+    assert weight_of(model) == 1 - 0.125 * 3
+    assert scale_of(model) == (START / 2, 0, 1)
+
+
+def test_too_many_dropped_windows_stop_training_at_the_end_of_the_epoch_too():
+    model = stack(gradient_accumulation={"steps": 8}, mixed_precision={"dtype": "float16", "max_consecutive_skips": 1})
+    with pytest.raises(errors.NonFiniteGradientError, match="not finite 1 updates in a row"):
+        model.fit(column(np.nan, 1), column(0, 0), batch_size=1, verbose=0)
+    assert weight_of(model) == 1.0
+
+
+def test_the_attack_comes_first_and_its_gradient_is_neither_clipped_nor_accumulated():
+    model = stack(adversarial={"epsilon": 0.5}, gradient_clipping={"global_clipnorm": 100.0})
+    model.train_on_batch(column(2), column(1))
+    model.train_on_batch(column(2), column(1))
+    # dL/dx = 2 (w x - y) w = 2 > 0: x' = 2.5, g = 2 * 1.5 * 2.5 = 7.5 in both.
+    assert weight_of(model) == 1 - 0.125 * 7.5
+
+
+def test_the_l2_attack_is_free_of_the_loss_scale():
+    model = stack(
+        adversarial={"epsilon": 0.5, "norm": "l2", "attack": "pgd", "random_start": False},
+        gradient_clipping={"clipvalue": 100.0},
+    )
+    model.train_on_batch(column(2), column(1))
+    model.train_on_batch(column(2), column(1))
+    assert weight_of(model) == pytest.approx(1 - 0.125 * 7.5, rel=2**-9)
+
+
+@pytest.mark.parametrize(
+    "compiled", [{"run_eagerly": True}, {"steps_per_execution": 3}, {"jit_compile": True}], ids=str
+)
+def test_the_whole_stack_is_the_same_however_the_step_runs(compiled, assert_close):
+    spec = {name: {} for name in NAMES} | {"mixed_precision": {"dtype": "float16"}}
+    workload = Workload(dense, X[:20], Y[:20])
+    assert_close(list(run(workload, spec, **compiled)), list(run(workload, spec, jit_compile=False)), "float16")
+
+
+def test_a_bad_batch_in_the_middle_costs_its_window_only():
+    spec = {"gradient_accumulation": {"steps": 2}, "gradient_clipping": {}, "mixed_precision": {"dtype": "float16"}}
+    x = X[:16].copy()
+    x[5] = np.inf
+    workload = Workload(dense, x, Y[:16])
+    model = prepared(workload, spec)
+    before = model.get_weights()
+    fitted(model, workload, epochs=1)
+    assert all(np.isfinite(w).all() for w in model.get_weights())
+    assert not np.array_equal(model.get_weights()[0], before[0])
+    assert int(model.optimizer.iterations.numpy()) == 1  # Two windows of two batches of four; the first is dropped.
+
+
+# --- plan and describe ------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_lays_out_the_stops_from_the_outside_in():
+    spec = {
+        "gradient_clipping": {"clipnorm": 2.0},
+        "mixed_precision": {},
+        "gradient_accumulation": {"steps": 3},
+        "adversarial": {},
+    }
+    plan = trainstep.plan(spec)
+    assert list(plan.strategies) == ["adversarial", "gradient_accumulation", "mixed_precision", "gradient_clipping"]
+    update = [(stop.what.split("(")[0], stop.depth) for stop in plan.stops if stop.stage == "update_weights"]
+    assert update == [
+        ("sum over replicas", 0),
+        ("gradient_accumulation", 0),
+        ("mixed_precision", 1),
+        ("gradient_clipping", 2),
+        ("optimizer.apply_gradients", 3),
+    ]
+    text = str(plan)
+    assert "gradient_clipping(clipnorm=2.0)" in text
+    assert "steps=3" in text
+    positions = [
+        text.index(word) for word in ("transform_batch", "compute_objective", "compute_gradients", "update_weights")
+    ]
+    assert positions == sorted(positions)
+    assert f"{plan.time:.2f} of a plain one" in text
+    for note in plan.notes:
+        assert note in text
+
+
+def test_notes_are_of_strategies_present_only():
+    assert trainstep.plan("gradient_clipping").notes == ()
+    [note] = trainstep.plan(["gradient_clipping", "gradient_accumulation"]).notes
+    assert note.startswith("gradient_clipping with gradient_accumulation: ")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_plan_of_one_strategy_shows_each_hook_it_overrides(name):
+    plan = trainstep.plan(name)
+    stages = {stop.stage for stop in plan.stops if stop.what.startswith(f"{name}(")}
+    hooks = {"transform_batch", "compute_objective", "compute_gradients", "update_weights"}
+    assert stages == hooks & set(vars(trainstep.get(name)))
+    assert plan.time == plan.costs[name].time
+    assert plan.costs[name].time >= 1
+
+
+def test_plan_time_adds_up():
+    times = [trainstep.plan(name).time for name in NAMES]
+    assert trainstep.plan(NAMES).time == pytest.approx(1 + sum(time - 1 for time in times))
+
+
+def test_html_is_escaped():
+    nasty = "<script>alert('x')</script>&"
+    made = throw_away(
+        "nasty", notes={"standard": nasty}, cost=lambda options: trainstep.Cost(memory=nasty, batch_norm=nasty)
+    )
+    with registered(made):
+        html = trainstep.plan(["nasty", "standard"])._repr_html_()
+    assert "<script>" not in html
+    assert html.count("&lt;script&gt;") == 3
+    assert html.count("<table>") == html.count("</table>") == 2
+
+
+def test_html_of_the_catalogue_names_every_strategy():
+    html = trainstep.plan(NAMES)._repr_html_()
+    for name in NAMES:
+        assert name in html
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_describe_says_all_there_is_to_know(name):
+    description = trainstep.describe(name)
+    assert description.name == name
+    assert description.summary.endswith(".")
+    assert len(description.text) > 100
+    assert description.text == inspect.getdoc(inspect.getmodule(trainstep.get(name))).strip()
+    assert description.options == declaration(name).options.model_json_schema()
+    assert description.reference
+    text = str(description)
+    for option in description.options.get("properties", {}):
+        assert f"  {option} (default: " in text
+    for other in description.notes:
+        assert f"With {other}: " in text
+    assert f"Cost: {description.cost.time:.2f}" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notes_and_conflicts_name_strategies_that_exist(name):
+    assert set(declaration(name).notes) <= set(NAMES) - {name}
+    assert set(declaration(name).conflicts) <= set(NAMES) - {name}
+
+
+def test_applied_tells_what_is_on_a_model():
+    model = trainstep.apply(dense(), {"gradient_clipping": {"clipnorm": 2.0}, "gradient_accumulation": {}})
+    assert trainstep.applied(model) == {
+        "gradient_accumulation": declaration("gradient_accumulation").options(),
+        "gradient_clipping": declaration("gradient_clipping").options(clipnorm=2.0),
+    }
+    assert list(trainstep.applied(model)) == ["gradient_accumulation", "gradient_clipping"]
+    assert trainstep.applied(dense()) == {}
+
+
+def test_update_carries_the_number_of_loss_terms():
+    seen = []
+
+    def update_weights(self, update: Update) -> None:
+        seen.append(update.samples)
+        super(Looking, self).update_weights(update)
+
+    Looking = throw_away("looking", hooks={"update_weights": update_weights})  # noqa: N806
+    with registered(Looking):
+        model = trainstep.apply(one_weight(), ["looking", "gradient_accumulation"])
+        model.compile(sgd(0.0), "mse", run_eagerly=True)
+        model.fit(np.ones((9, 1)), np.zeros((9, 1)), batch_size=2, verbose=0)
+    # Four batches of two make a window of 8 examples; the last batch, of one, is a window of its own.
+    assert [float(samples) for samples in seen if tf.executing_eagerly()] == [8.0, 1.0]
+    assert not math.isnan(weight_of(model))
+    assert BATCH == 4

@@ -1,0 +1,656 @@
+"""What holds of every strategy in the catalogue. No strategy is named here: what is special is in its declaration."""
+
+import inspect
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from catalogue import (
+    DEFAULT_IS_NEUTRAL,
+    NAMES,
+    NEUTRAL,
+    VARIANTS,
+    coarsest_dtype,
+    constraints,
+    declaration,
+    schema,
+    variant_id,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import (
+    BATCH,
+    EXAMPLES,
+    KINDS,
+    MULTI_X,
+    MULTI_Y,
+    AddsLoss,
+    Subclassed,
+    WithoutTrainingArgument,
+    Workload,
+    X,
+    Y,
+    classes,
+    dense,
+    functional,
+    masked,
+    multi,
+    multi_compile,
+    numbers,
+    sgd,
+    tokens,
+)
+from runs import Run, assert_same, differs, fitted, is_finite, known, optimizer_variables, prepared, run
+
+import trainstep
+from trainstep import errors
+from trainstep.step import Strategy
+
+pytestmark = pytest.mark.filterwarnings(
+    # A float16 variant says on a CPU that it is slow there; its own test asserts that it does.
+    "ignore:mixed_precision computes in float16:UserWarning"
+)
+
+HOOKS = [name for name, value in vars(Strategy).items() if inspect.isfunction(value) and not name.startswith("_")]
+
+
+def everything() -> Workload:
+    """Dropout, batch norm, a regularizer, a short last batch."""
+    return KINDS["functional"]
+
+
+def subclassed() -> Workload:
+    return KINDS["without training argument"]
+
+
+def simple() -> Workload:
+    """Nothing random, nothing that mixes examples."""
+    return Workload(dense, X, Y)
+
+
+# --- 1 and 2: neutral options are plain Keras, bit for bit ------------------------------------------------------------
+
+
+class OwnLoss(Subclassed):
+    """A user's model with a loss of its own."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, **kwargs):
+        loss = super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, **kwargs)
+        return loss + 0.1 * tf.reduce_mean(tf.abs(y_pred))
+
+
+class OwnMetrics(Subclassed):
+    """A user's model with a metric it updates itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = keras.metrics.Mean(name="largest")
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        self.largest.update_state(tf.reduce_max(y_pred))
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+
+class OnlyOwnLoss(keras.Model):
+    """A model without labels: what it minimizes is all from `add_loss`."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = keras.layers.Dense(2)
+        self.penalty = AddsLoss()
+
+    def call(self, x):
+        return self.penalty(self.out(x))
+
+
+def frozen() -> keras.Model:
+    model = functional()
+    model.get_layer("hidden").trainable = False
+    return model
+
+
+def classifier() -> keras.Model:
+    return functional("softmax", 3)
+
+
+def classify() -> dict:
+    return {"optimizer": sgd(), "loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]}
+
+
+def with_metrics() -> dict:
+    return {
+        "optimizer": sgd(),
+        "loss": "mse",
+        "metrics": ["mae"],
+        "weighted_metrics": [keras.metrics.MeanSquaredError()],
+    }
+
+
+def label_tokens() -> dict:
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return {"optimizer": sgd(), "loss": cross_entropy, "metrics": ["accuracy"]}
+
+
+def compiled(**arguments):
+    """Return a function that gives the arguments of `compile`; a callable optimizer is made anew each time."""
+    optimizer = arguments.pop("optimizer", sgd)
+    return lambda: {"optimizer": optimizer(), "loss": "mse", **arguments}
+
+
+def scheduled() -> keras.optimizers.Optimizer:
+    return keras.optimizers.Adam(keras.optimizers.schedules.ExponentialDecay(0.05, 2, 0.5))
+
+
+def dataset() -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices((X, Y, WEIGHTS)).batch(BATCH)
+
+
+WEIGHTS = np.linspace(0, 2, EXAMPLES).astype("float32")
+TOKENS = tokens(EXAMPLES)
+RATES = [0.2, 0.02]
+
+SITUATIONS = KINDS | {
+    "sample_weight": Workload(functional, X, Y, with_metrics, {"sample_weight": WEIGHTS}),
+    "class_weight": Workload(classifier, X, classes(EXAMPLES), classify, {"class_weight": {0: 1.0, 1: 3.0, 2: 0.5}}),
+    "a mask": Workload(masked, TOKENS, TOKENS % 3, label_tokens),
+    "steps_per_execution": Workload(functional, X, Y, compiled(steps_per_execution=2)),
+    "jit_compile": Workload(dense, X[:20], Y[:20], compiled(jit_compile=True)),
+    "run_eagerly": Workload(functional, X, Y, compiled(run_eagerly=True)),
+    "tf.data": Workload(functional, dataset(), None, with_metrics),
+    "a frozen layer": Workload(frozen, X, Y),
+    "a compute_loss of the user": Workload(OwnLoss, X, Y),
+    "metrics of the user": Workload(OwnMetrics, X, Y),
+    "a model without labels": Workload(OnlyOwnLoss, tf.data.Dataset.from_tensor_slices(X).batch(BATCH), None,
+                                       lambda: {"optimizer": sgd()}),
+    "a schedule, and Adam": Workload(functional, X, Y, compiled(optimizer=scheduled)),
+    "weight decay and an average": Workload(
+        functional, X, Y, compiled(optimizer=lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1, use_ema=True))
+    ),
+    "validation": Workload(functional, X, Y, with_metrics, {"validation_split": 0.3}),
+    "shuffling": Workload(functional, X, Y, fit={"shuffle": True}),
+    "a callback that sets the learning rate": Workload(
+        functional, X, Y, fit={"callbacks": keras.callbacks.LearningRateScheduler(lambda epoch: RATES[epoch])}
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """Return the run of plain Keras in a situation, made once."""
+    made: dict[str, Run] = {}
+
+    def of(situation: str) -> Run:
+        if situation not in made:
+            made[situation] = run(SITUATIONS[situation])
+        return made[situation]
+
+    return of
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_neutral_options_are_plain_keras_bit_for_bit(situation, name, plain):
+    assert_same(run(SITUATIONS[situation], name, dict(declaration(name).neutral)), plain(situation))
+
+
+def test_the_control_has_no_options_and_is_plain_keras():
+    """The catalogue has exactly one strategy that changes nothing, so what is said of neutral options is said of it."""
+    assert [name for name in DEFAULT_IS_NEUTRAL if not schema(name).get("properties")] == ["standard"]
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_neutral_options_are_plain_keras_in_train_on_batch(name):
+    def losses(spec, options):
+        model = prepared(KINDS["functional"], spec, options)
+        values = [model.train_on_batch(X[i : i + BATCH], Y[i : i + BATCH]) for i in range(0, EXAMPLES, BATCH)]
+        return [np.array(value).tolist() for value in values], [variable.numpy() for variable in model.variables]
+
+    (losses_here, variables), (expected_losses, expected) = (
+        losses(name, dict(declaration(name).neutral)),
+        losses(None, None),
+    )
+    assert losses_here == expected_losses
+    tf.nest.map_structure(np.testing.assert_array_equal, variables, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_who_has_no_neutral_options_says_why(name):
+    assert declaration(name).neutral is not None or len(declaration(name).why_not_neutral) > 20
+
+
+# --- 3: it does something ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in DEFAULT_IS_NEUTRAL])
+def test_default_options_differ_from_plain_keras(name):
+    assert differs(known(everything, name), known(everything))
+
+
+# --- 4: options -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_option_is_refused(name):
+    with pytest.raises(errors.InvalidOptionsError, match=f"{name}: unknown option 'no_such_option'"):
+        trainstep.model_class(keras.Model, name, no_such_option=1)
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
+def test_options_survive_json(name, options):
+    made = declaration(name).options(**options)
+    assert type(made).model_validate_json(made.model_dump_json()) == made
+    assert type(made).model_validate(json.loads(made.model_dump_json()), strict=False) == made
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_neutral_options_survive_json(name):
+    made = declaration(name).options(**declaration(name).neutral)
+    assert type(made).model_validate_json(made.model_dump_json()) == made
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_are_immutable_and_strictly_typed(name):
+    made = declaration(name).options()
+    for option, field in schema(name).get("properties", {}).items():
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(made, option, getattr(made, option))
+        if constraints(field).get("type") in ("number", "integer"):
+            with pytest.raises(errors.InvalidOptionsError, match=f"{name}: {option}: .*Given: '1'"):
+                trainstep.model_class(keras.Model, {name: {option: "1"}})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_option_has_a_bound_and_a_sentence(name):
+    for option, field in schema(name).get("properties", {}).items():
+        assert field.get("description", "").endswith("."), option
+        demands = constraints(field)
+        if demands.get("type") in ("number", "integer"):
+            assert demands.keys() & {"minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"}, option
+
+
+OPTIONS = [(name, option) for name in NAMES for option in schema(name).get("properties", {})]
+NUMBERS = [
+    (name, option)
+    for name, option in OPTIONS
+    if constraints(schema(name)["properties"][option]).get("type") in ("number", "integer")
+]
+
+
+def out_of_bounds(demands: dict) -> st.SearchStrategy:
+    """Return values of the right type that the JSON schema forbids."""
+    finite = {"allow_nan": False, "allow_infinity": False}
+    found = []
+    if demands["type"] == "integer":
+        below = demands.get("minimum", demands.get("exclusiveMinimum", math.nan) + 1)
+        above = demands.get("maximum", demands.get("exclusiveMaximum", math.nan) - 1)
+        found += [st.integers(max_value=int(below) - 1)] if below == below else []
+        found += [st.integers(min_value=int(above) + 1)] if above == above else []
+        return st.one_of(found)
+    if "minimum" in demands:
+        found.append(st.floats(max_value=float(demands["minimum"]), exclude_max=True, **finite))
+    if "exclusiveMinimum" in demands:
+        found.append(st.floats(max_value=float(demands["exclusiveMinimum"]), **finite))
+    if "maximum" in demands:
+        found.append(st.floats(min_value=float(demands["maximum"]), exclude_min=True, **finite))
+    if "exclusiveMaximum" in demands:
+        found.append(st.floats(min_value=float(demands["exclusiveMaximum"]), **finite))
+    return st.one_of(found)
+
+
+@pytest.mark.parametrize(("name", "option"), NUMBERS)
+@settings(max_examples=25, deadline=None, database=None)
+@given(data=st.data())
+def test_every_bound_of_the_schema_is_enforced(name, option, data):
+    value = data.draw(out_of_bounds(constraints(schema(name)["properties"][option])))
+    with pytest.raises(errors.InvalidOptionsError) as caught:
+        trainstep.model_class(keras.Model, {name: {option: value}})
+    assert f"{name}: {option}: " in str(caught.value)
+    assert f"Given: {value!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "option"), NUMBERS)
+def test_not_a_number_is_refused(name, option):
+    with pytest.raises(errors.InvalidOptionsError, match=f"{name}: {option}"):
+        trainstep.model_class(keras.Model, {name: {option: math.nan}})
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS)
+@settings(max_examples=25, deadline=None, database=None)
+@given(text=st.text())
+def test_an_enumeration_is_closed(name, option, text):
+    choices = constraints(schema(name)["properties"][option]).get("enum")
+    if choices and text not in choices:
+        with pytest.raises(errors.InvalidOptionsError, match=f"{name}: {option}"):
+            trainstep.model_class(keras.Model, {name: {option: text}})
+
+
+# --- 5: the shape of a strategy ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_strategy_overrides_hooks_and_nothing_of_keras(name):
+    own = {key for key, value in vars(trainstep.get(name)).items() if inspect.isfunction(value)}
+    assert not own & {
+        "train_step",
+        "test_step",
+        "predict_step",
+        "fit",
+        "compile",
+        "train_on_batch",
+        "__init__",
+        "__new__",
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_overridden_hook_calls_super(name):
+    strategy = trainstep.get(name)
+    for hook in HOOKS:
+        if hook in vars(strategy):
+            # `loss_scale` answers a question instead of handing something on.
+            source = inspect.getsource(vars(strategy)[hook])
+            assert f"super().{hook}" in source or inspect.signature(vars(strategy)[hook]).return_annotation != "None"
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
+def test_each_hook_reaches_what_is_inside_of_it(name, options):
+    """A class behind the strategy sees every hook of the step called, whatever the strategy overrides."""
+    seen = set()
+
+    def spy(hook):
+        def call(self, *args):
+            seen.add(hook)
+            return getattr(super(Inside, self), hook)(*args)
+
+        return call
+
+    step_hooks = ["transform_batch", "compute_objective", "compute_gradients", "update_weights", "report_metrics"]
+    inside = trainstep.Declaration("zzz: inside of all", trainstep.Stage.REPORT, "", "", neutral={})
+    Inside = type(Strategy)("Inside", (Strategy,), {"declaration": inside, **{hook: spy(hook) for hook in step_hooks}})  # noqa: N806
+    base = trainstep.get(name)
+
+    class Net(base, Inside, Subclassed):
+        strategy_options = {name: options}  # noqa: RUF012
+
+    model = Net()
+    model.compile(sgd(), "mse")
+    model.train_on_batch(X[:BATCH], Y[:BATCH])
+    assert seen == set(step_hooks)
+
+
+# --- 6 and 7: dtypes, tracing, eager, XLA -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
+def test_weights_statistics_and_predictions_are_float32(name, options):
+    model = prepared(KINDS["functional"], name, options)
+    result = fitted(model, KINDS["functional"], epochs=1)
+    assert {value.dtype for value in result.variables if value.dtype.kind == "f"} == {np.dtype("float32")}
+    assert model.predict(X, verbose=0).dtype == np.float32
+    assert is_finite(result)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_second_epoch_traces_nothing(name):
+    traces = []
+
+    def loss(y, y_pred):
+        traces.append(1)
+        return tf.reduce_mean(tf.square(tf.cast(y, y_pred.dtype) - y_pred), axis=-1)
+
+    model = prepared(KINDS["functional"], name, loss=loss)
+    fitted(model, KINDS["functional"], epochs=1)
+    first = len(traces)
+    fitted(model, KINDS["functional"], epochs=3)
+    assert len(traces) == first > 0
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
+def test_eager_equals_graph(name, options, assert_close):
+    model = prepared(simple(), name, options, run_eagerly=True)
+    assert_close(list(fitted(model, simple())), list(known(simple, name, options)), coarsest_dtype(model))
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
+def test_xla_agrees(name, options, assert_close):
+    model = prepared(simple(), name, options, jit_compile=True)
+    assert_close(list(fitted(model, simple())), list(known(simple, name, options)), coarsest_dtype(model))
+
+
+# --- 9 and 10: data and models ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_trains_and_is_repeatable(kind, name):
+    first, second = run(KINDS[kind], name), run(KINDS[kind], name)
+    assert_same(first, second)
+    assert first.history["loss"][0] != first.history["loss"][1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sample_weights_matter_and_ones_do_not(name):
+    def weighted(weights):
+        return run(Workload(functional, X, Y, fit={"sample_weight": weights}), name)
+
+    without = known(everything, name)
+    assert differs(weighted(WEIGHTS), without)
+    assert not differs(weighted(np.ones_like(WEIGHTS)), without)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_of_weight_zero_counts_for_nothing(name):
+    """Where batch norm does not mix examples, what a weightless example holds changes no weight."""
+    weights = np.ones(EXAMPLES, "float32")
+    weights[::3] = 0
+    other = Y.copy()
+    other[::3] = 1000
+    one = run(Workload(dense, X, Y, fit={"sample_weight": weights}), name)
+    two = run(Workload(dense, X, other, fit={"sample_weight": weights}), name)
+    assert_same(one, two)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "situation",
+    ["class_weight", "a mask", "steps_per_execution", "run_eagerly", "tf.data", "a frozen layer", "validation",
+     "a compute_loss of the user", "metrics of the user", "a model without labels", "a schedule, and Adam"],
+)  # fmt: skip
+def test_default_options_train_finite_in_every_situation(situation, name):
+    workload = SITUATIONS[situation]
+    try:
+        result = run(workload, name)
+    except errors.UnsupportedInputError:
+        # Integer inputs cannot be moved by small amounts; the strategy has to say so, and has.
+        assert not np.issubdtype(np.asarray(workload.x).dtype, np.floating)
+        return
+    assert is_finite(result)
+    assert result.history["loss"][0] != result.history["loss"][1]
+
+
+# --- Weights without a gradient, sparse gradients, nothing to train ---------------------------------------------------
+
+
+class Unused(Subclassed):
+    """Has a layer with trainable weights the output does not depend on."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = keras.layers.Dense(2)
+
+    def call(self, x, training=None):
+        self.unused(x)
+        return super().call(x, training=training)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Gradients do not exist for variables", "ignore:The model does not have any trainable"
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_weight_without_a_gradient_stays_and_the_others_learn(name):
+    model = prepared(Workload(Unused, X, Y), name)
+    model.predict(X[:1], verbose=0)
+    before = [w.copy() for w in model.unused.get_weights()]
+    hidden = model.hidden.get_weights()[0].copy()
+    result = fitted(model, Workload(Unused, X, Y))
+    tf.nest.map_structure(np.testing.assert_array_equal, model.unused.get_weights(), before)
+    assert not np.array_equal(model.hidden.get_weights()[0], hidden)
+    assert is_finite(result)
+
+
+def embedded() -> keras.Model:
+    ids, values = keras.Input((3,), dtype="int32", name="ids"), keras.Input((6,), name="values")
+    h = keras.layers.Flatten()(keras.layers.Embedding(7, 2, name="table")(ids))
+    h = keras.layers.Concatenate()([h, keras.layers.Dense(2)(values)])
+    return keras.Model({"ids": ids, "values": values}, keras.layers.Dense(1)(h))
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
+def test_the_sparse_gradient_of_an_embedding_is_used(name, options):
+    workload = Workload(embedded, {"ids": tokens(EXAMPLES, 3), "values": X}, Y)
+    model = prepared(workload, name, options)
+    before = model.get_layer("table").get_weights()[0]
+    assert is_finite(fitted(model, workload))
+    after = model.get_layer("table").get_weights()[0]
+    assert not np.array_equal(after[1], before[1])
+
+
+def test_the_sparse_gradient_of_an_embedding_may_repeat_rows():
+    """Token 3 twice in a batch: its row moves by the sum, whatever the strategy makes of the gradient."""
+    for name in NEUTRAL:
+        workload = Workload(embedded, {"ids": np.full((EXAMPLES, 3), 3), "values": X}, Y)
+        assert_same(run(workload, name, dict(declaration(name).neutral)), run(workload))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_without_trainable_weights_only_reports(name):
+    workload = Workload(dense, X, Y)
+    model = prepared(workload, name)
+    model.trainable = False
+    model.compile(sgd(), "mse")
+    before = model.get_weights()
+    with pytest.warns(UserWarning, match="does not have any trainable weights"):
+        result = fitted(model, workload)
+    tf.nest.map_structure(np.testing.assert_array_equal, model.get_weights(), before)
+    assert result.history["loss"][0] > 0
+
+
+# --- apply and remove -------------------------------------------------------------------------------------------------
+
+
+def seen_from_outside(model: keras.Model) -> tuple:
+    lines: list[str] = []
+    model.summary(print_fn=lambda line, **kwargs: lines.append(line))
+    return (
+        lines,
+        model.count_params(),
+        model.name,
+        [w.shape for w in model.get_weights()],
+        [l.name for l in model.layers],
+    )
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
+def test_apply_changes_nothing_that_is_seen_from_outside_and_remove_gives_it_all_back(name, options):
+    model = functional()
+    plain_class, outside = type(model), seen_from_outside(model)
+    weights, policies = model.get_weights(), [layer.dtype_policy for layer in model.layers]
+    model.compile(sgd(), "mse")
+    assert trainstep.apply(model, name, **options) is model
+    assert isinstance(model, plain_class)
+    assert isinstance(model, trainstep.get(name))
+    assert list(trainstep.applied(model)) == [name]
+    assert seen_from_outside(model) == outside
+    tf.nest.map_structure(np.testing.assert_array_equal, model.get_weights(), weights)
+    model.compile(sgd(), "mse")
+    model.fit(X, Y, batch_size=BATCH, verbose=0)
+    assert seen_from_outside(model)[1:] == outside[1:]
+    trained = model.get_weights()
+    assert trainstep.remove(model) is model
+    assert type(model) is plain_class
+    assert trainstep.applied(model) == {}
+    tf.nest.map_structure(np.testing.assert_array_equal, model.get_weights(), trained)
+    assert [layer.dtype_policy.name for layer in model.layers] == [policy.name for policy in policies]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_removed_from_trains_on_as_plain_keras(name):
+    model, twin = prepared(simple(), name), prepared(simple())
+    fitted(model, simple(), epochs=1)
+    trainstep.remove(model)
+    twin.set_weights(model.get_weights())
+    model.compile(**simple().compile())
+    assert_same(fitted(model, simple()), fitted(twin, simple()))
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
+def test_apply_after_compile_is_apply_before(name, options):
+    model = prepared(simple())
+    trainstep.apply(model, name, **options)
+    assert_same(fitted(model, simple()), known(simple, name, options))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recompiling_starts_anew(name):
+    """The same weights and a new optimizer train as they did before, whatever state the first training left."""
+    model = prepared(simple(), name)
+    start = model.get_weights()
+    fitted(model, simple(), epochs=1)
+    model.set_weights(start)
+    model.compile(**simple().compile())
+    assert_same(fitted(model, simple()), known(simple, name))
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
+def test_fitting_twice_for_an_epoch_is_fitting_for_two(name, options):
+    model = prepared(simple(), name, options)
+    first, second = fitted(model, simple(), epochs=1), fitted(model, simple(), epochs=1)
+    history = {key: first.history[key] + second.history[key] for key in first.history}
+    assert_same(Run(second.variables, second.optimizer, history), known(simple, name, options))
+
+
+@pytest.mark.parametrize("made_by", ["model_class", "inheriting from it", "hand"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_base_class_and_a_mixin_by_hand_are_apply(name, made_by):
+    if made_by == "model_class":
+        made = trainstep.model_class(WithoutTrainingArgument, name)
+    elif made_by == "hand":
+        made = type("ByHand", (trainstep.get(name), WithoutTrainingArgument), {"strategy_options": {name: {}}})
+    else:
+        made = type("ByBase", (trainstep.model_class(WithoutTrainingArgument, name),), {})
+    assert_same(run(Workload(made, X, Y)), known(subclassed, name))
+
+
+def test_model_class_of_keras_model_makes_functional_models():
+    for name in NAMES:
+        x = keras.Input((6,))
+        model = trainstep.model_class(keras.Model, name)(x, keras.layers.Dense(1)(x))
+        model.compile(sgd(), "mse")
+        assert np.isfinite(model.fit(X, Y, batch_size=BATCH, verbose=0).history["loss"]).all()
+        assert list(trainstep.applied(model)) == [name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluate_and_predict_are_those_of_keras(name, assert_close):
+    model = prepared(KINDS["functional"], name)
+    mine = model.evaluate(X, Y, verbose=0), model.predict(X, verbose=0)
+    dtype = coarsest_dtype(model)
+    trainstep.remove(model)
+    model.compile(sgd(), "mse")
+    assert_close(list(mine), [model.evaluate(X, Y, verbose=0), model.predict(X, verbose=0)], dtype)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_is_in_the_optimizer_and_not_in_the_weights(name):
+    plain_model, model = prepared(KINDS["functional"]), prepared(KINDS["functional"], name)
+    fitted(plain_model, KINDS["functional"], epochs=1)
+    fitted(model, KINDS["functional"], epochs=1)
+    assert len(model.weights) == len(plain_model.weights)
+    assert len(model.variables) == len(plain_model.variables)
+    options = declaration(name).options()
+    slots = declaration(name).state(options)
+    count = sum(len(model.trainable_variables) if slot.per_weight else 1 for slot in slots.values())
+    assert len(optimizer_variables(model.optimizer)) == len(optimizer_variables(plain_model.optimizer)) + count

@@ -1,0 +1,133 @@
+"""Two replicas do what one device does."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from catalogue import NAMES, VARIANTS, coarsest_dtype, variant_id
+from nets import dense, numbers, one_weight, sgd, weight_of
+from runs import optimizer_variables
+
+import trainstep
+from trainstep import errors
+
+pytestmark = pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning")
+
+X, Y = numbers(20, 6), 3 * numbers(20, 1, seed=1)
+FULL = {
+    "adversarial": {"epsilon": 0.1},
+    "gradient_accumulation": {"steps": 2},
+    "mixed_precision": {"dtype": "float16"},
+    "gradient_clipping": {"global_clipnorm": 0.5},
+}
+
+
+def one_device() -> tf.distribute.Strategy:
+    return tf.distribute.get_strategy()
+
+
+def train(distribution, spec, x=X, y=Y, optimizer=sgd, epochs=2, build=dense, **compiled):
+    """Train on batches of 4, two on each of two replicas; return weights, logs and the model."""
+    keras.utils.set_random_seed(0)
+    with distribution.scope():
+        model = build()
+        if spec:
+            trainstep.apply(model, spec)
+        model.compile(optimizer(), "mse", metrics=["mae"], **compiled)
+    history = model.fit(x, y, batch_size=4, epochs=epochs, shuffle=False, verbose=0).history
+    return (
+        model,
+        [w.copy() for w in model.get_weights()],
+        {key: list(map(float, value)) for key, value in history.items()},
+    )
+
+
+@pytest.fixture
+def assert_equal_on_two(mirrored, assert_close):
+    """Return the check that two replicas leave the weights and the logs of one device."""
+    return functools.partial(compare, mirrored, assert_close)
+
+
+def compare(mirrored, assert_close, spec, **arguments):
+    model, weights, history = train(one_device(), spec, **arguments)
+    _, two_weights, two_history = train(mirrored, spec, **arguments)
+    dtype = coarsest_dtype(model)
+    assert_close(two_weights, weights, dtype)
+    assert_close(two_history, history, dtype)
+
+
+def test_there_are_two_logical_devices(mirrored):
+    assert len(tf.config.list_logical_devices("CPU")) == 2
+    assert mirrored.num_replicas_in_sync == 2
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
+def test_two_replicas_are_one_device(name, options, assert_equal_on_two):
+    assert_equal_on_two({name: options})
+
+
+@pytest.mark.parametrize(
+    "optimizer", [lambda: sgd(0.1, momentum=0.9), lambda: keras.optimizers.Adam(0.01)], ids=["momentum", "adam"]
+)
+def test_the_optimizers_slots_are_those_of_one_device(optimizer, mirrored, assert_close):
+    spec = {"gradient_accumulation": {"steps": 2}, "gradient_clipping": {"global_clipnorm": 0.5}}
+    one, *_ = train(one_device(), spec, optimizer=optimizer)
+    two, *_ = train(mirrored, spec, optimizer=optimizer)
+    assert_close(optimizer_variables(two.optimizer), optimizer_variables(one.optimizer))
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+def test_the_full_stack_on_two_replicas_is_that_of_one_device(random_start, assert_equal_on_two):
+    """With a random start too: each replica draws the noise its examples have on one device."""
+    assert_equal_on_two(FULL | {"adversarial": {"epsilon": 0.1, "random_start": random_start}})
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgd_draws_the_same_noise_on_two_replicas(norm, assert_equal_on_two):
+    assert_equal_on_two({"adversarial": {"attack": "pgd", "steps": 2, "epsilon": 0.1, "norm": norm}})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_per_execution_on_two_replicas(name, assert_equal_on_two):
+    assert_equal_on_two({name: {}}, steps_per_execution=2)
+
+
+def test_a_bad_batch_is_skipped_by_all_replicas(mirrored):
+    x = X.copy()
+    x[1] = np.nan  # In the first replica's half of the first batch.
+    model, weights, _ = train(mirrored, {"mixed_precision": {"dtype": "float16"}}, x=x, epochs=1)
+    assert all(np.isfinite(w).all() for w in weights)
+    assert model.strategy_state["mixed_precision"]["scale"].numpy() == 2.0**14
+    assert int(model.optimizer.iterations.numpy()) == 4
+
+
+def test_the_last_window_is_applied_on_all_replicas(mirrored, assert_equal_on_two):
+    assert_equal_on_two({"gradient_accumulation": {"steps": 3}})
+    model, *_ = train(mirrored, {"gradient_accumulation": {"steps": 3}}, epochs=1)
+    assert int(model.optimizer.iterations.numpy()) == 2  # Five batches: a window of three, and one of two.
+
+
+def test_the_summed_gradient_is_clipped_by_hand(mirrored):
+    # w = 1, g = 2 (w x - y) x: replica one sees (2, 0): 8, replica two (2, 5): -12. The mean is -2, within 3.
+    # Clipped on each replica by itself it would be (3 - 3) / 2 = 0.
+    with mirrored.scope():
+        model = trainstep.apply(one_weight(), "gradient_clipping", global_clipnorm=3.0)
+        model.compile(sgd(0.125), "mse")
+    x, y = np.array([[2.0], [2.0]], "float32"), np.array([[0.0], [5.0]], "float32")
+    model.fit(x, y, batch_size=2, shuffle=False, verbose=0)
+    assert weight_of(model) == 1 + 0.125 * 2
+
+
+def test_too_many_skips_stop_training_on_two_replicas(mirrored):
+    x = np.full((20, 6), np.nan, "float32")
+    with pytest.raises(errors.NonFiniteGradientError, match="not finite 2 updates in a row"):
+        train(mirrored, {"mixed_precision": {"dtype": "float16", "max_consecutive_skips": 2}}, x=x)
+
+
+def test_plain_keras_on_two_replicas_is_the_control(mirrored):
+    _, weights, history = train(mirrored, None)
+    _, ours, our_history = train(mirrored, "standard")
+    assert our_history == history
+    tf.nest.map_structure(np.testing.assert_array_equal, ours, weights)

@@ -1,0 +1,360 @@
+"""Each error is provoked; its message says what was wrong, what was given, what is allowed, and what is nearest."""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+from catalogue import NAMES, declaration, registered
+from nets import X, Y, dense, one_weight, sgd
+
+import trainstep
+from trainstep import errors
+from trainstep._seam import KERAS_3
+
+
+def declared(name: str, **arguments) -> trainstep.Declaration:
+    return trainstep.Declaration(name, trainstep.Stage.REPORT, "", "", **{"neutral": {}, **arguments})
+
+
+def test_all_errors_are_value_errors_of_one_family():
+    classes = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, Exception)]
+    assert len(classes) >= 14
+    for each in classes:
+        assert issubclass(each, errors.TrainstepError)
+        assert issubclass(each, ValueError)
+        assert inspect.getdoc(each)
+
+
+# --- Names and options ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "function", [trainstep.plan, trainstep.describe, trainstep.get, lambda n: trainstep.apply(dense(), n)]
+)
+def test_an_unknown_strategy_is_named_with_the_nearest_and_all_there_are(function):
+    with pytest.raises(errors.UnknownStrategyError) as caught:
+        function("adversarail")
+    assert str(caught.value) == (
+        f"Unknown strategy 'adversarail'. Did you mean 'adversarial'? Registered: {', '.join(NAMES)}."
+    )
+
+
+def test_where_nothing_is_near_nothing_is_suggested():
+    with pytest.raises(errors.UnknownStrategyError) as caught:
+        trainstep.get("qqq")
+    assert "Did you mean" not in str(caught.value)
+
+
+def test_an_unknown_option_is_named_with_the_nearest_and_all_there_are():
+    with pytest.raises(errors.InvalidOptionsError) as caught:
+        trainstep.plan("gradient_accumulation", step=4)
+    assert str(caught.value) == (
+        "gradient_accumulation: unknown option 'step'. Did you mean 'steps'? "
+        "Options: steps, weighting, reduction, last_window."
+    )
+
+
+def test_a_wrong_value_is_named_with_what_is_allowed_and_what_was_given():
+    with pytest.raises(errors.InvalidOptionsError) as caught:
+        trainstep.plan("gradient_accumulation", steps=0)
+    assert str(caught.value) == "gradient_accumulation: steps: Input should be greater than or equal to 1. Given: 0."
+
+
+def test_all_that_is_wrong_with_options_is_said_at_once():
+    with pytest.raises(
+        errors.InvalidOptionsError, match=r"steps: .* weighting: .*'samples' or 'batches'.* unknown option 'x'"
+    ):
+        trainstep.plan("gradient_accumulation", steps=0, weighting="tokens", x=1)
+
+
+def test_a_bool_is_not_a_number():
+    for value in (True, False):
+        with pytest.raises(errors.InvalidOptionsError, match="steps: "):
+            trainstep.plan("gradient_accumulation", steps=value)
+
+
+@pytest.mark.parametrize("options", [4, "steps", [("steps", 4)], None])
+def test_options_that_are_no_mapping(options):
+    with pytest.raises(
+        errors.InvalidOptionsError, match="Options of 'gradient_accumulation' must be a mapping"
+    ) as caught:
+        trainstep.plan({"gradient_accumulation": options})
+    assert repr(options) in str(caught.value)
+
+
+def test_options_of_another_strategy():
+    other = declaration("gradient_clipping").options()
+    with pytest.raises(
+        errors.InvalidOptionsError, match="mapping or GradientAccumulationOptions, not GradientClippingOptions"
+    ):
+        trainstep.plan({"gradient_accumulation": other})
+
+
+# --- The spec ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [3, None, ["standard", 3], {"standard"}, 2.5], ids=repr)
+def test_a_spec_that_is_none(spec):
+    with pytest.raises(
+        errors.InvalidSpecError, match="a name, a list of names, or a mapping from names to options, not"
+    ):
+        trainstep.plan(spec)
+
+
+@pytest.mark.parametrize("spec", [[], {}, ()])
+def test_an_empty_spec_points_to_the_control(spec):
+    with pytest.raises(errors.InvalidSpecError, match='"standard"'):
+        trainstep.plan(spec)
+
+
+def test_keywords_with_several_strategies():
+    with pytest.raises(errors.InvalidSpecError, match=r"\(steps\) go with a single name"):
+        trainstep.plan(["gradient_accumulation", "standard"], steps=4)
+
+
+def test_a_strategy_twice():
+    with pytest.raises(errors.RepeatedStrategyError, match="'standard' is listed more than once"):
+        trainstep.plan(["standard", "gradient_clipping", "standard"])
+
+
+def test_a_name_that_is_no_text():
+    with pytest.raises(errors.TrainstepError):
+        trainstep.plan({3: {}})
+
+
+# --- The model --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["number", "text", "class", "layer", "nothing"])
+def test_what_is_no_model(what):
+    model = {"number": 3, "text": "model", "class": keras.Model, "layer": keras.layers.Dense(1), "nothing": None}[what]
+    with pytest.raises(errors.NotAModelError, match="keras.Model") as caught:
+        trainstep.apply(model, "standard")
+    assert isinstance(caught.value, TypeError)
+
+
+def test_an_instance_where_a_class_is_asked_for():
+    with pytest.raises(errors.NotAModelError, match="takes keras.Model or a subclass"):
+        trainstep.model_class(dense(), "standard")
+
+
+def test_a_second_apply_says_what_is_there_and_what_to_do():
+    model = trainstep.apply(dense(), "gradient_clipping")
+    with pytest.raises(errors.AlreadyAppliedError, match=r"gradient_clipping\. .*trainstep.remove\(model\)"):
+        trainstep.apply(model, "standard")
+    assert list(trainstep.applied(model)) == ["gradient_clipping"]
+
+
+def test_nothing_to_remove():
+    with pytest.raises(errors.NotAppliedError, match="no strategies to remove from 'plain'"):
+        trainstep.remove(keras.Sequential([keras.layers.Dense(1)], name="plain"))
+    with pytest.raises(errors.NotAppliedError):
+        trainstep.remove(3)
+
+
+def test_what_a_class_was_defined_with_cannot_be_removed():
+    class Net(trainstep.Standard, keras.Model):
+        pass
+
+    with pytest.raises(errors.NotAppliedError, match="Net has its strategies among its bases"):
+        trainstep.remove(Net())
+
+
+@pytest.mark.parametrize("define", [True, False])
+def test_a_train_step_of_the_users_own_would_never_run(define):
+    class Net(keras.Model):
+        def train_step(self, data):
+            return {}
+
+    with pytest.raises(errors.ModelConflictError, match="Net overrides `train_step`.*compute_loss"):
+        if define:
+
+            class Both(trainstep.Standard, Net):
+                pass
+
+        else:
+            trainstep.apply(Net(), "standard")
+
+
+@pytest.mark.parametrize("hook", ["update_weights", "transform_batch", "loss_scale", "finish_epoch", "strategy_state"])
+def test_a_method_of_the_users_with_the_name_of_a_hook(hook):
+    Net = type("Net", (keras.Model,), {hook: lambda self: None})  # noqa: N806
+    with pytest.raises(errors.ModelConflictError, match=f"Net defines `{hook}`"):
+        trainstep.apply(Net(), "standard")
+
+
+def test_after_a_refusal_the_model_is_what_it_was():
+    model = dense()
+    model.compile(sgd(clipnorm=1.0), "mse")
+    with pytest.raises(errors.OptimizerConflictError):
+        trainstep.apply(model, "gradient_clipping")
+    assert type(model) is keras.Sequential
+    assert np.isfinite(model.fit(X, Y, verbose=0).history["loss"]).all()
+
+
+# --- The optimizer ----------------------------------------------------------------------------------------------------
+
+
+def refused(spec, optimizer, message):
+    """Assert that the optimizer is refused by `compile`, and by `apply` where the model is compiled already."""
+    model = trainstep.apply(dense(), spec)
+    with pytest.raises(errors.OptimizerConflictError, match=message):
+        model.compile(optimizer(), "mse")
+    model = dense()
+    model.compile(optimizer(), "mse")
+    with pytest.raises(errors.OptimizerConflictError, match=message):
+        trainstep.apply(model, spec)
+
+
+@pytest.mark.parametrize("flag", ["global_clipnorm", "clipnorm", "clipvalue"])
+def test_an_optimizer_that_clips_beside_the_strategy(flag):
+    refused(
+        "gradient_clipping",
+        lambda: sgd(**{flag: 0.5}),
+        rf"{flag}=0.5 and .*'gradient_clipping'.* done twice\. Keep the strategy",
+    )
+
+
+@pytest.mark.skipif(
+    "gradient_accumulation_steps" not in inspect.signature(keras.optimizers.SGD).parameters,
+    reason="The optimizers of this Keras do not accumulate.",
+)
+def test_an_optimizer_that_accumulates_beside_the_strategy():
+    refused(
+        "gradient_accumulation",
+        lambda: sgd(gradient_accumulation_steps=2),
+        "gradient_accumulation_steps=2 and .*'gradient_accumulation'",
+    )
+
+
+@pytest.mark.skipif(
+    "loss_scale_factor" not in inspect.signature(keras.optimizers.SGD).parameters,
+    reason="The optimizers of this Keras have no fixed loss scale.",
+)
+def test_an_optimizer_with_a_loss_scale_beside_the_strategy():
+    refused("mixed_precision", lambda: sgd(loss_scale_factor=8.0), "loss_scale_factor=8.0 and .*'mixed_precision'")
+
+
+def loss_scaled(**arguments):
+    module = keras.optimizers if hasattr(keras.optimizers, "LossScaleOptimizer") else keras.mixed_precision
+    return module.LossScaleOptimizer(sgd(**arguments))
+
+
+def test_a_loss_scale_optimizer_beside_the_strategy():
+    refused("mixed_precision", loss_scaled, "LossScaleOptimizer='SGD' and .*'mixed_precision'")
+
+
+def test_a_clipping_optimizer_inside_a_loss_scale_optimizer():
+    refused("gradient_clipping", lambda: loss_scaled(clipnorm=0.5), "clipnorm=0.5 and .*'gradient_clipping'")
+
+
+def test_the_control_and_neutral_company_take_any_optimizer():
+    for optimizer in (sgd(clipnorm=0.5), loss_scaled()):
+        model = trainstep.apply(dense(), "standard")
+        model.compile(optimizer, "mse")
+        assert np.isfinite(model.fit(X, Y, verbose=0).history["loss"]).all()
+
+
+# --- Definitions ------------------------------------------------------------------------------------------------------
+
+
+def test_a_strategy_without_a_declaration():
+    with pytest.raises(errors.StrategyDefinitionError, match="Bare must have a class attribute `declaration"):
+
+        class Bare(trainstep.Strategy):
+            pass
+
+
+@pytest.mark.parametrize("owned", ["train_step", "fit", "compile", "train_on_batch", "__init__", "__new__"])
+def test_a_strategy_that_takes_what_belongs_to_the_root(owned):
+    with pytest.raises(
+        errors.StrategyDefinitionError, match=f"Greedy defines '{owned}'.*transform_batch, compute_objective"
+    ):
+        type("Greedy", (trainstep.Strategy,), {"declaration": declared("greedy"), owned: lambda self: None})
+
+
+def test_a_strategy_silent_about_neutral_options():
+    with pytest.raises(errors.StrategyDefinitionError, match="Silent declares no `neutral` options"):
+        type("Silent", (trainstep.Strategy,), {"declaration": declared("silent", neutral=None)})
+
+
+def test_only_strategies_are_registered():
+    for wrong in (3, keras.Model, trainstep.Strategy, trainstep.Standard.declaration):
+        with pytest.raises(errors.StrategyDefinitionError, match="Only a subclass of trainstep.Strategy"):
+            trainstep.register(wrong)
+
+
+def test_a_name_that_is_taken():
+    Other = type("Other", (trainstep.Strategy,), {"declaration": declared("standard")})  # noqa: N806
+    with pytest.raises(
+        errors.DuplicateStrategyError, match=r"'standard' of .*Other is taken by trainstep.strategies.standard.Standard"
+    ):
+        trainstep.register(Other)
+    assert trainstep.get("standard") is trainstep.Standard
+
+
+def test_bases_in_the_wrong_order():
+    with pytest.raises(
+        errors.StrategyDefinitionError, match=r"must be \(GradientAccumulation, GradientClipping, \.\.\., keras.Model\)"
+    ):
+
+        class Net(trainstep.GradientClipping, trainstep.GradientAccumulation, keras.Model):
+            pass
+
+
+def test_the_model_before_its_strategies():
+    with pytest.raises((errors.StrategyDefinitionError, TypeError)):
+
+        class Net(keras.Model, trainstep.Standard):
+            pass
+
+
+def test_options_for_a_strategy_not_among_the_bases():
+    with pytest.raises(
+        errors.StrategyDefinitionError, match=r"names \['gradient_clipping'\], not among its bases: \['standard'\]"
+    ):
+
+        class Net(trainstep.Standard, keras.Model):
+            strategy_options = {"gradient_clipping": {}}  # noqa: RUF012
+
+
+def test_wrong_options_on_a_class():
+    with pytest.raises(errors.InvalidOptionsError, match="gradient_clipping: clipnorm: "):
+
+        class Net(trainstep.GradientClipping, keras.Model):
+            strategy_options = {"gradient_clipping": {"clipnorm": -1.0}}  # noqa: RUF012
+
+
+def test_strategies_that_exclude_each_other():
+    One = type("One", (trainstep.Strategy,), {"declaration": declared("one", conflicts={"two": "both want the same."})})  # noqa: N806
+    Two = type("Two", (trainstep.Strategy,), {"declaration": declared("two")})  # noqa: N806
+    with registered(One, Two):
+        with pytest.raises(
+            errors.StrategyConflictError, match="'one' and 'two' cannot be combined: both want the same."
+        ):
+            trainstep.plan(["two", "one"])
+        with pytest.raises(errors.StrategyConflictError):
+
+            class Net(One, Two, keras.Model):
+                pass
+
+
+# --- While training ---------------------------------------------------------------------------------------------------
+
+
+def test_a_model_without_a_loss():
+    model = trainstep.apply(one_weight(), "standard")
+    model.compile(sgd())
+    with pytest.raises(ValueError, match="loss"):
+        model.fit(X[:, :1], Y, verbose=0)
+
+
+def test_fit_before_compile():
+    model = trainstep.apply(one_weight(), "gradient_accumulation")
+    with pytest.raises((RuntimeError, ValueError), match="compile"):
+        model.fit(X[:, :1], Y, verbose=0)
+
+
+def test_the_seam_knows_which_keras_this_is():
+    assert KERAS_3 == ("gradient_accumulation_steps" in inspect.signature(keras.optimizers.SGD).parameters)
