@@ -34,11 +34,15 @@ format: .venv/installed  ## Put imports and formatting in order.
 step-cost: .venv/installed  ## Measure what a step of each strategy costs.
 	.venv/bin/python -m trainstep.benchmarks.step_cost
 
-step-cost-addons: .venv-addons/installed  ## The same on Keras 2.
+step-cost-addons: .venv-addons/installed  ## The same on Keras 2, beside GradientAccumulator.
+	# Its metadata asks for a TensorFlow older than tensorflow-addons runs on; its code does not.
+	$(ADDONS_INSTALL) --quiet --no-deps gradient-accumulator==0.5.2
 	.venv-addons/bin/python -m trainstep.benchmarks.step_cost
 
 clean:  ## Remove what was installed.
 	rm -rf .venv .venv-addons build *.egg-info
+
+ADDONS_INSTALL = $(if $(UV),uv pip install --python .venv-addons/bin/python,.venv-addons/bin/python -m pip install)
 
 # The first Python among the candidates that tensorflow-addons runs on.
 ADDONS_PYTHON = $(shell for python in $(PYTHON) python3.11 python3.10; do \

@@ -6,6 +6,7 @@ use of something that is not public API says why nothing public serves.
 """
 
 import contextlib
+import importlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -347,8 +348,7 @@ def set_dtype_policy(layer: Any, name: str) -> None:
         return
     # Keras 2 has no public setter, and decides when a variable is made whether the layer will see it
     # cast: under a mixed policy the variables of a built layer have to be wrapped now.
-    from keras.src.mixed_precision import autocast_variable
-
+    autocast_variable = importlib.import_module("keras.src.mixed_precision.autocast_variable")
     layer._set_dtype_policy(name)
     normalization = (keras.layers.BatchNormalization, keras.layers.LayerNormalization, keras.layers.Embedding)
     if isinstance(layer, normalization):

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import keras
 
 from trainstep import registry, saving
-from trainstep.declaration import StrategyOptions, validated_options
+from trainstep.declaration import Declaration, StrategyOptions, validated_options
 from trainstep.errors import (
     AlreadyAppliedError,
     InvalidSpecError,
@@ -67,11 +67,15 @@ def compose(spec: Spec, /, **options: Any) -> Composition:
     if not given:
         raise InvalidSpecError('No strategy given. The plain training step is called "standard".')
     composition = {
-        strategy: validated_options(strategy.declaration, given[strategy.declaration.name])
+        strategy: _checked(strategy.declaration, given[strategy.declaration.name])
         for strategy in sorted((registry.get(name) for name in given), key=stage_order)
     }
     check_composition(list(composition))
     return composition
+
+
+def _checked(declaration: Declaration, options: Any) -> StrategyOptions:
+    return validated_options(declaration.name, declaration.options, options)
 
 
 def model_class(base: type[ModelT], spec: Spec, /, **options: Any) -> type[ModelT]:

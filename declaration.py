@@ -1,9 +1,9 @@
 """What a strategy says of itself: data the rest of the package reads, so that it knows no strategy by name."""
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -75,16 +75,21 @@ class Declaration:
     """Names of strategies it combines with in a way worth knowing, and how."""
     replaces: Mapping[str, str] = field(default_factory=dict)
     """Settings of an optimizer that do the same job again, and what to do instead."""
+    passes_through: Callable[[Any], Sequence[str]] = lambda options: ()
+    """Hooks it overrides, but with these options only to hand on what it gets."""
     cost: Callable[[Any], Cost] = lambda options: Cost()
     state: Callable[[Any], Mapping[str, Slot]] = lambda options: {}
 
 
-def validated_options(declaration: Declaration, options: Any) -> StrategyOptions:
-    """Return `options`, a mapping or an options object, as the strategy's own checked options.
+Schema = TypeVar("Schema", bound=BaseModel)
 
-    Raises `InvalidOptionsError`, which names the strategy, the option, and what is allowed.
+
+def validated_options(name: str, schema: type[Schema], options: Any) -> Schema:
+    """Return `options`, a mapping or an object of `schema`, as checked options of what is called `name`.
+
+    Raises:
+        InvalidOptionsError: the message says which option of what is wrong, what was given, and what is allowed.
     """
-    name, schema = declaration.name, declaration.options
     if isinstance(options, schema):
         return options
     if not isinstance(options, Mapping):

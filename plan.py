@@ -8,7 +8,7 @@ from typing import Any
 from trainstep import registry
 from trainstep.composition import Spec, compose
 from trainstep.declaration import Cost, StrategyOptions
-from trainstep.step import Strategy
+from trainstep.step import Strategy, hooks_used
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Stop:
     """One stop on the way of a batch through the step."""
 
     stage: str
-    """The part of the step: "transform_batch", "compute_objective", "compute_gradients" or "update_weights"."""
+    """The hook, "update_weights" for example; or "the model", for what changes the model or nothing at all."""
     what: str
     """A strategy with its options, or what Keras does."""
     depth: int = 0
@@ -101,9 +101,10 @@ def plan(spec: Spec, /, **options: Any) -> Plan:
     """
     composition = compose(spec, **options)
     names = {strategy.declaration.name for strategy in composition}
-    stops = []
+    idle = [strategy for strategy, choice in composition.items() if not hooks_used(strategy, choice)]
+    stops = [Stop("the model", _written(strategy, composition[strategy])) for strategy in idle]
     for hook, end in _HOOKS.items():
-        acting = [strategy for strategy in composition if hook in vars(strategy)]
+        acting = [strategy for strategy, choice in composition.items() if hook in hooks_used(strategy, choice)]
         if hook == "update_weights" and acting:
             stops.append(Stop(hook, "sum over replicas"))
         nested = hook != "transform_batch"

@@ -63,7 +63,7 @@ class SavedModel:
         Raises:
             TrainstepError: a strategy or an option is unknown here, or the file is of a later version.
         """
-        from trainstep.composition import apply  # It imports this module.
+        from trainstep.composition import apply  # noqa: PLC0415  It imports this module.
 
         if config.get("schema") != SCHEMA:
             raise TrainstepError(

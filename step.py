@@ -86,7 +86,7 @@ class Update(NamedTuple):
 
 _HOOKS = ("transform_batch", "compute_objective", "compute_gradients", "update_weights", "report_metrics")
 _HOST_HOOKS = ("attach_strategies", "detach_strategies", "finish_epoch", "loss_scale", "check_model")
-_RESERVED = (*_HOOKS, *_HOST_HOOKS, "strategy_options", "strategy_state")
+_RESERVED = (*_HOOKS, *_HOST_HOOKS, "strategy_options", "strategy_state", "acts_on_updates", "composes_objectives")
 _OWNED_BY_THE_ROOT = ("train_step", "fit", "train_on_batch", "compile", "__init__", "__new__")
 
 # State belongs to an optimizer, like the slots it makes itself: a model compiled with a new one starts anew.
@@ -103,6 +103,10 @@ class Strategy(_ModelBase):
     declaration: ClassVar[Declaration]
     strategy_options: Mapping[str, Any] = MappingProxyType({})
     """Validated options by strategy name, outermost strategy first."""
+    acts_on_updates: ClassVar[bool] = False
+    """Whether a strategy stands between the gradients and the optimizer."""
+    composes_objectives: ClassVar[bool] = False
+    """Whether a strategy may put the loss together from several calls of `compute_loss`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -305,7 +309,8 @@ def dense(gradient: Any) -> Any:
     """Return an `IndexedSlices` as the tensor it stands for, each row the sum of its slices."""
     if not isinstance(gradient, tf.IndexedSlices):
         return gradient
-    rows = tf.cast(gradient.dense_shape[0], tf.int64)
+    shape: Any = gradient.dense_shape
+    rows = tf.cast(shape[0], tf.int64)
     return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, rows)
 
 
@@ -336,6 +341,12 @@ def check_composition(strategies: list[type[Strategy]]) -> None:
         for other, reason in strategy.declaration.conflicts.items():
             if other in names:
                 raise StrategyConflictError(f"{strategy.declaration.name!r} and {other!r} cannot be combined: {reason}")
+
+
+def hooks_used(strategy: type[Strategy], options: Any) -> list[str]:
+    """Return the hooks in which `strategy` does something, with these options."""
+    passed_through = strategy.declaration.passes_through(options)
+    return [hook for hook in _HOOKS if hook in vars(strategy) and hook not in passed_through]
 
 
 def stage_order(strategy: type[Strategy]) -> tuple[int, str]:
@@ -388,7 +399,8 @@ def _define_model(cls: Any) -> None:
             f"({', '.join(strategy.__name__ for strategy in in_order)}, ..., keras.Model)."
         )
     given = cls.strategy_options
-    unknown = set(given) - {strategy.declaration.name for strategy in strategies}
+    names = [strategy.declaration.name for strategy in strategies]
+    unknown = set(given) - set(names)
     if unknown:
         raise StrategyDefinitionError(
             f"`strategy_options` of {cls.__name__} names {sorted(unknown)}, not among its bases: "
@@ -396,12 +408,14 @@ def _define_model(cls: Any) -> None:
         )
     cls.strategy_options = MappingProxyType(
         {
-            strategy.declaration.name: validated_options(strategy.declaration, given.get(strategy.declaration.name, {}))
-            for strategy in strategies
+            name: validated_options(name, strategy.declaration.options, given.get(name, {}))
+            for name, strategy in zip(names, strategies, strict=True)
         }
     )
-    cls.acts_on_updates = any("update_weights" in vars(strategy) for strategy in strategies)
-    cls.composes_objectives = any("compute_objective" in vars(strategy) for strategy in strategies)
+    for strategy in strategies:
+        for hook in hooks_used(strategy, cls.strategy_options[strategy.declaration.name]):
+            cls.acts_on_updates |= hook == "update_weights"
+            cls.composes_objectives |= hook == "compute_objective"
 
 
 def _slots(cls: Any) -> dict[str, Mapping[str, Slot]]:

@@ -27,13 +27,15 @@ class Attack(StrategyOptions):
     """The budget of the attack on the validation examples; all lengths in units of the input."""
 
     epsilon: float = Field(gt=0, allow_inf_nan=False, description="Radius of the ball, in units of the input.")
-    norm: Norm = Field("linf", description="The ball's norm, over each example by itself.")
-    steps: int = Field(10, ge=1, description="Gradients taken; a step is 2.5 epsilon / steps long.")
+    norm: Norm = Field(default="linf", description="The ball's norm, over each example by itself.")
+    steps: int = Field(default=10, ge=1, description="Gradients taken; a step is 2.5 epsilon / steps long.")
     clip_range: tuple[float, float] | None = Field(
-        None, strict=False, description="Lowest and highest value of an input; None: no limits."
+        default=None, strict=False, description="Lowest and highest value of an input; None: no limits."
     )
-    examples: int = Field(512, ge=1, description="How many validation examples are attacked at most, from the first.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the random start, the same for every model.")
+    examples: int = Field(
+        default=512, ge=1, description="How many validation examples are attacked at most, from the first."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the random start, the same for every model.")
 
     def __str__(self) -> str:
         values = "" if self.clip_range is None else f", inputs within [{self.clip_range[0]:g}, {self.clip_range[1]:g}]"
@@ -56,7 +58,8 @@ def robust_accuracy(attacked: Any, batches: tf.data.Dataset, attack: Attack) -> 
     """
     examples = batches.map(lambda x, y, *_: (x, y)).unbatch().take(attack.examples).batch(_BATCH)
     # For batches of any size: the last one, which is short, is not traced anew.
-    attacked = attacked.get_concrete_function(*examples.element_spec, tf.TensorSpec([2], tf.int32))
+    example: Any = examples.element_spec
+    attacked = attacked.get_concrete_function(*example, tf.TensorSpec([2], tf.int32))
     hits = [attacked(x, y, tf.constant([attack.seed, index])) for index, (x, y) in enumerate(examples)]
     return float(tf.reduce_mean(tf.cast(tf.concat(hits, axis=0), tf.float32)))
 
@@ -79,7 +82,7 @@ def compiled_attack(model: Any, attack: Attack) -> Any:
             replaced = dict(zip(chosen, moved, strict=True))
             return tf.nest.pack_sequence_as(x, [replaced.get(i, tensor) for i, tensor in enumerate(tensors)])
 
-        def input_gradients(moved: list[tf.Tensor]) -> list[tf.Tensor | None]:
+        def input_gradients(moved: list[tf.Tensor]) -> Any:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(moved)
                 loss = _seam.probe(model, with_moved(moved), y, None, training=False)

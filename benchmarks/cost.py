@@ -25,8 +25,8 @@ def measure_costs(
     *,
     control: str,
     seed: int,
-    rounds: int = 9,
-    slice_seconds: float = 0.1,
+    rounds: int = 13,
+    slice_seconds: float = 0.05,
 ) -> tuple[dict[str, StepCost], dict[str, str]]:
     """Return the cost of a step by label, and for strategies that cannot train the reason by label.
 
@@ -79,6 +79,7 @@ class _Slices:
     def seconds(self, steps: int) -> float:
         """Train for `steps` steps and return seconds a step."""
         begin = time.perf_counter()
+        logs = None
         for _ in range(steps):
             logs = self._model.train_function(self._iterator)
         tf.nest.map_structure(np.asarray, logs)  # Waits until the last step is done.

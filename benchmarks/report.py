@@ -47,9 +47,9 @@ def table(cells: Sequence[Cell], control: str, width: int) -> Group:
 
 def text(cells: Sequence[Cell], control: str, width: int = 140) -> str:
     """Return the table as plain text of at most `width` columns."""
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(table(cells, control, width))
-    return console.file.getvalue().rstrip("\n")
+    written = io.StringIO()
+    Console(file=written, width=width, color_system=None).print(table(cells, control, width))
+    return written.getvalue().rstrip("\n")
 
 
 def title(cells: Sequence[Cell]) -> str:

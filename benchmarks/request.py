@@ -3,7 +3,6 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -83,7 +82,7 @@ def changes(
             raise InvalidComparisonError(f"`{name}` must be a positive integer, not {value!r}.")
     given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "loss": loss}
     if attack is not None:
-        given["attack"] = validated_options(SimpleNamespace(name="attack", options=Attack), attack)  # type: ignore[arg-type]
+        given["attack"] = validated_options("attack", Attack, attack)
     if optimizer is not None:
         given["make_optimizer"] = _maker(optimizer, keras.optimizers.get)
         given["make_optimizer"]()

@@ -7,12 +7,11 @@ speed drifts slows all of them alike. What counts is the median over rounds of t
 """
 
 import argparse
-import datetime
 import gc
-import importlib.metadata
+import importlib
+import importlib.util
 import json
 import pathlib
-import platform
 import statistics
 import sys
 import time
@@ -26,6 +25,7 @@ import tensorflow as tf
 
 import trainstep
 from trainstep import _seam
+from trainstep.benchmarks.environment import environment
 
 STEPS = 32
 
@@ -37,6 +37,7 @@ class Subject:
     label: str
     spec: Any = None
     optimizer: dict[str, Any] | None = None
+    wrap: Callable[[keras.Model], keras.Model] | None = None
     against: str = "Keras fit"
     target: float | None = None
 
@@ -89,6 +90,11 @@ def subjects() -> list[Subject]:
             Subject("Keras gradient_accumulation_steps=4", optimizer={"gradient_accumulation_steps": 4}),
             Subject("gradient_accumulation", accumulation, against="Keras gradient_accumulation_steps=4", target=1.00),
         ]
+    elif importlib.util.find_spec("gradient_accumulator"):
+        rows += [
+            Subject("GradientAccumulateModel(4)", wrap=gradient_accumulate_model),
+            Subject("gradient_accumulation", accumulation, against="GradientAccumulateModel(4)"),
+        ]
     else:
         rows.append(Subject("gradient_accumulation", accumulation))
     return [
@@ -98,9 +104,17 @@ def subjects() -> list[Subject]:
     ]
 
 
+def gradient_accumulate_model(model: keras.Model) -> keras.Model:
+    """Return the model as GradientAccumulator, the peer on Keras 2, trains it."""
+    peer = importlib.import_module("gradient_accumulator")
+    return peer.GradientAccumulateModel(accum_steps=4, inputs=model.inputs, outputs=model.outputs)
+
+
 def compiled(subject: Subject, build: Callable[[], keras.Model]) -> keras.Model:
     """Return a fresh model that trains as `subject` says, with Adam."""
     model = build()
+    if subject.wrap is not None:
+        model = subject.wrap(model)
     if subject.spec is not None:
         trainstep.apply(model, subject.spec)
     model.compile(keras.optimizers.Adam(**(subject.optimizer or {})), "sparse_categorical_crossentropy")
@@ -119,7 +133,7 @@ def measure(
     net: str, build: Callable[[], keras.Model], entries: list[Subject], *, batch: int, rounds: int, steps: int = STEPS
 ) -> list[Row]:
     """Train all `entries` in turn, an epoch of `steps` steps each, `rounds` times after one that does not count."""
-    models = {entry.label: compiled(entry, build) for entry in entries}
+    models: dict[str, Any] = {entry.label: compiled(entry, build) for entry in entries}
     data = batches(build().input_shape[1:], batch, steps)
     times: dict[str, list[float]] = {entry.label: [] for entry in entries}
     for turn in range(rounds + 1):
@@ -146,7 +160,7 @@ def measure_tracing(build: Callable[[], keras.Model], entries: list[Subject], ro
     times: dict[str, list[float]] = {entry.label: [] for entry in entries}
     for _ in range(rounds):
         for entry in entries:
-            model = compiled(entry, build)
+            model: Any = compiled(entry, build)
             start = time.perf_counter()
             model.fit(data, verbose=0)
             times[entry.label].append(time.perf_counter() - start)
@@ -167,26 +181,6 @@ def measure_apply(build: Callable[[], keras.Model]) -> float:
     return statistics.median(times)
 
 
-def environment() -> dict[str, str]:
-    """Return the versions and the processor that the numbers hold for."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return {
-        "date": datetime.date.today().isoformat(),
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "trainstep": importlib.metadata.version("trainstep"),
-        "processor": processor or platform.processor(),
-        "cores": str(len(tf.config.list_physical_devices("CPU")) and __import__("os").cpu_count()),
-        "avx512_bf16": str("avx512_bf16" in flags),
-    }
-
-
 def table(rows: list[Row]) -> str:
     """Return `rows` as a Markdown table."""
     lines = ["| net | subject | ms a step | ratio (quartiles) | to | target |", "|---|---|---|---|---|---|"]
@@ -199,7 +193,7 @@ def table(rows: list[Row]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table, and write it where `--output` says."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Measure what a step of each strategy costs.")
     parser.add_argument("--rounds", type=int, default=15, help="epochs of each subject that count")
     parser.add_argument("--only", default="", help="measure the subjects and nets whose name contains this")
     parser.add_argument("--output", type=pathlib.Path, help="write the rows and the environment as JSON")
@@ -213,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows += measure("dense 4 x 2048", wide, [Subject("Keras fit"), bfloat16], batch=256, rounds=5, steps=8)
     if options.only in ("", "trace"):
         tracing = [
-            Subject(entry.label, entry.spec, entry.optimizer, target=1.3)
+            Subject(entry.label, entry.spec, entry.optimizer, entry.wrap, target=1.3)
             for entry in (*subjects(), Subject("mixed_precision", {"mixed_precision": {"dtype": "bfloat16"}}))
             if "adversarial" not in entry.label
         ]

@@ -43,7 +43,7 @@ class Workload:
 
     def make_optimizer(self) -> keras.optimizers.Optimizer:
         """Return a new optimizer."""
-        optimizer = keras.optimizers.get(self.optimizer)
+        optimizer: Any = keras.optimizers.get(self.optimizer)
         optimizer.learning_rate = self.learning_rate
         return optimizer
 

@@ -59,7 +59,7 @@ def validate(name: str, /, **options: Any) -> ModelOptions:
         UnknownStrategyError: there is no model of that name.
         InvalidOptionsError: an option is unknown, has the wrong type, or is out of bounds.
     """
-    return validated_options(_get(name), options)
+    return validated_options(name, _get(name).options, options)
 
 
 def build(name: str, /, *, input_shape: Sequence[int], classes: int, seed: int = 0, **options: Any) -> keras.Model:

@@ -15,10 +15,10 @@ from trainstep.models._options import ModelOptions, Seeds
 class CnnOptions(ModelOptions):
     """Widths of the four layers, and dropout before the last."""
 
-    filters: tuple[int, int] = Field((32, 64), strict=False, description="Filters of the two convolutions.")
-    kernel_size: int = Field(3, ge=1, le=11, description="Height and width of a convolution, in pixels.")
-    units: int = Field(128, ge=1, description="Units of the dense layer before the last.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of these units dropped in training.")
+    filters: tuple[int, int] = Field(default=(32, 64), strict=False, description="Filters of the two convolutions.")
+    kernel_size: int = Field(default=3, ge=1, le=11, description="Height and width of a convolution, in pixels.")
+    units: int = Field(default=128, ge=1, description="Units of the dense layer before the last.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of these units dropped in training.")
 
 
 def build(input_shape: tuple[int, ...], classes: int, seeds: Seeds, options: CnnOptions) -> keras.Model:

@@ -10,9 +10,9 @@ class MlpOptions(ModelOptions):
     """Sizes of the hidden layers, and dropout after each."""
 
     units: tuple[int, ...] = Field(
-        (128, 128), strict=False, description="Units of each hidden layer, from the input on; empty for none."
+        default=(128, 128), strict=False, description="Units of each hidden layer, from the input on; empty for none."
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped after each hidden layer.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of units dropped after each hidden layer.")
 
     @field_validator("units")
     @classmethod

@@ -23,9 +23,11 @@ class ResnetOptions(ModelOptions):
     """Depth and width."""
 
     depth: Literal[8, 14, 20] = Field(
-        8, description="Weight layers from input to output: 6 n + 2 for n blocks a stage."
+        default=8, description="Weight layers from input to output: 6 n + 2 for n blocks a stage."
     )
-    width: int = Field(16, ge=1, description="Filters of the first stage; the others have 2 and 4 times as many.")
+    width: int = Field(
+        default=16, ge=1, description="Filters of the first stage; the others have 2 and 4 times as many."
+    )
 
 
 def build(input_shape: tuple[int, ...], classes: int, seeds: Seeds, options: ResnetOptions) -> keras.Model:

@@ -25,14 +25,18 @@ class TransformerOptions(ModelOptions):
     """What the input is, and the size of the encoder."""
 
     vocabulary: int | None = Field(
-        None, ge=2, description="Number of token ids, for input of shape (length,); None: the input is an image."
+        default=None,
+        ge=2,
+        description="Number of token ids, for input of shape (length,); None: the input is an image.",
     )
-    patch_size: int = Field(4, ge=1, description="Height and width of a patch of an image, in pixels.")
-    width: int = Field(32, ge=1, description="Length of the vector at each position.")
-    heads: int = Field(4, ge=1, description="Heads of the attention; must divide the width.")
-    layers: int = Field(2, ge=1, le=24, description="Encoder layers.")
-    expansion: int = Field(2, ge=1, description="Units of a feed-forward layer, in widths.")
-    dropout: float = Field(0.1, ge=0, lt=1, description="Share dropped of embeddings, attention and each branch.")
+    patch_size: int = Field(default=4, ge=1, description="Height and width of a patch of an image, in pixels.")
+    width: int = Field(default=32, ge=1, description="Length of the vector at each position.")
+    heads: int = Field(default=4, ge=1, description="Heads of the attention; must divide the width.")
+    layers: int = Field(default=2, ge=1, le=24, description="Encoder layers.")
+    expansion: int = Field(default=2, ge=1, description="Units of a feed-forward layer, in widths.")
+    dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="Share dropped of embeddings, attention and each branch."
+    )
 
     @model_validator(mode="after")
     def _divisible(self) -> "TransformerOptions":
@@ -52,9 +56,10 @@ class SelfAttention(keras.layers.Layer):
     def __init__(self, heads: int, width: int, dropout: float, seeds: list[int], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.heads, self.width, self.dropout, self.seeds = heads, width, dropout, list(seeds)
+        initializers: list[Any] = [keras.initializers.GlorotUniform(seed) for seed in self.seeds[:4]]
         self.projections = [
-            keras.layers.Dense(width, kernel_initializer=keras.initializers.GlorotUniform(seed), name=name)
-            for name, seed in zip(("query", "key", "value", "output"), self.seeds[:4], strict=True)
+            keras.layers.Dense(width, kernel_initializer=initializer, name=name)
+            for name, initializer in zip(("query", "key", "value", "output"), initializers, strict=True)
         ]
         self.drop = keras.layers.Dropout(dropout, seed=self.seeds[4], name="dropout")
 

@@ -31,33 +31,37 @@ from trainstep.strategies._attacks import Norm, ascend, attackable, random_delta
 class AdversarialOptions(StrategyOptions):
     """The attack, its budget, and the share of clean examples."""
 
-    attack: Literal["fgsm", "pgd"] = Field("fgsm", description="One step, or several with projection.")
+    attack: Literal["fgsm", "pgd"] = Field(default="fgsm", description="One step, or several with projection.")
     epsilon: float = Field(
-        8 / 255,
+        default=8 / 255,
         ge=0,
         allow_inf_nan=False,
         description="Radius of the ball, in units of the input.",
     )
-    norm: Norm = Field("linf", description="The ball's norm, over each example and input by itself.")
-    steps: int | None = Field(None, ge=1, description="Gradients taken; None: 1 for fgsm, 7 for pgd.")
+    norm: Norm = Field(default="linf", description="The ball's norm, over each example and input by itself.")
+    steps: int | None = Field(default=None, ge=1, description="Gradients taken; None: 1 for fgsm, 7 for pgd.")
     step_size: float | None = Field(
-        None,
+        default=None,
         gt=0,
         allow_inf_nan=False,
         description="Length of one step; None: epsilon for fgsm, 1.25 of it from a random start, 2.5 / steps for pgd.",
     )
-    random_start: bool | None = Field(None, description="Start anywhere in the ball; None: no for fgsm, yes for pgd.")
-    clean_weight: float = Field(0.0, ge=0, le=1, description="Weight of the loss of the clean examples.")
+    random_start: bool | None = Field(
+        default=None, description="Start anywhere in the ball; None: no for fgsm, yes for pgd."
+    )
+    clean_weight: float = Field(default=0.0, ge=0, le=1, description="Weight of the loss of the clean examples.")
     clip_range: tuple[float, float] | None = Field(
-        None, strict=False, description="Lowest and highest value of an input, (0, 1) for images; None: no limits."
+        default=None,
+        strict=False,
+        description="Lowest and highest value of an input, (0, 1) for images; None: no limits.",
     )
     attack_mode: Literal["inference", "training"] = Field(
-        "inference", description="Mode of dropout and batch norm while the attack looks for its example."
+        default="inference", description="Mode of dropout and batch norm while the attack looks for its example."
     )
     inputs: tuple[str, ...] | None = Field(
-        None, strict=False, description="Names of the inputs to perturb; None: all of a floating dtype."
+        default=None, strict=False, description="Names of the inputs to perturb; None: all of a floating dtype."
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the random start.")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the random start.")
 
     @field_validator("clip_range")
     @classmethod
@@ -123,6 +127,13 @@ class Adversarial(Strategy):
         options=AdversarialOptions,
         neutral={"epsilon": 0.0},
         notes={"mixed_precision": "the attack's passes run in 16 bits too; examples stay in the dtype of the data"},
+        passes_through=lambda options: (
+            ("transform_batch", "compute_objective")
+            if not options.num_steps
+            else ()
+            if options.clean_weight > 0
+            else ("compute_objective",)
+        ),
         cost=_cost,
         state=lambda options: {"draws": Slot(dtype="int32")} if options.num_steps and options.starts_at_random else {},
     )

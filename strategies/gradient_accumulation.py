@@ -24,16 +24,17 @@ from trainstep.step import Gradients, Strategy, Update, dense, run_in_replicas
 class GradientAccumulationOptions(StrategyOptions):
     """How many micro-batches make an update, and how they are weighed."""
 
-    steps: int = Field(4, ge=1, description="Micro-batches per update; 1 accumulates nothing.")
+    steps: int = Field(default=4, ge=1, description="Micro-batches per update; 1 accumulates nothing.")
     weighting: Literal["samples", "batches"] = Field(
-        "samples",
+        default="samples",
         description="What weighs the same: every example (every unmasked entry of a masked output), or every batch.",
     )
     reduction: Literal["mean", "sum"] = Field(
-        "mean", description="The mean over the window, or that times the number of micro-batches taken."
+        default="mean", description="The mean over the window, or that times the number of micro-batches taken."
     )
     last_window: Literal["apply", "carry"] = Field(
-        "apply", description="A window not full when an epoch of `fit` ends: update from what is there, or carry it on."
+        default="apply",
+        description="A window not full when an epoch of `fit` ends: update from what is there, or carry it on.",
     )
 
 
@@ -60,6 +61,7 @@ class GradientAccumulation(Strategy):
         notes={
             "mixed_precision": "the loss scale moves between windows; a gradient that is not finite drops its window"
         },
+        passes_through=lambda options: ("update_weights",) if options.steps == 1 else (),
         cost=lambda options: Cost(
             time=1.0,
             memory="one copy of the trainable weights" if options.steps > 1 else "none",

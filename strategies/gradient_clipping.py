@@ -29,9 +29,11 @@ _ADVICE = "Keep the strategy and drop the optimizer's argument: only the strateg
 class GradientClippingOptions(StrategyOptions):
     """Exactly one bound; with none given, `global_clipnorm=1.0`."""
 
-    global_clipnorm: float | None = Field(None, gt=0, description=_BOUND.format("L2 norm of all gradients together"))
-    clipnorm: float | None = Field(None, gt=0, description=_BOUND.format("L2 norm of each weight's gradient"))
-    clipvalue: float | None = Field(None, gt=0, description=_BOUND.format("absolute value of each entry"))
+    global_clipnorm: float | None = Field(
+        default=None, gt=0, description=_BOUND.format("L2 norm of all gradients together")
+    )
+    clipnorm: float | None = Field(default=None, gt=0, description=_BOUND.format("L2 norm of each weight's gradient"))
+    clipvalue: float | None = Field(default=None, gt=0, description=_BOUND.format("absolute value of each entry"))
 
     @model_validator(mode="before")
     @classmethod

@@ -32,13 +32,16 @@ class MixedPrecisionOptions(StrategyOptions):
     """The compute dtype, and the loss scale that float16 needs."""
 
     dtype: Literal["auto", "bfloat16", "float16"] = Field(
-        "auto", description="Compute dtype; auto: bfloat16 on CPUs, TPUs and the GPUs that have it, else float16."
+        default="auto",
+        description="Compute dtype; auto: bfloat16 on CPUs, TPUs and the GPUs that have it, else float16.",
     )
-    initial_scale: float = Field(2.0**15, gt=0, allow_inf_nan=False, description="Loss scale of the first step.")
-    growth_interval: int = Field(2000, ge=1, description="Updates in a row after which the scale doubles.")
-    min_scale: float = Field(1.0, gt=0, allow_inf_nan=False, description="Floor of the loss scale.")
-    max_scale: float = Field(2.0**24, gt=0, allow_inf_nan=False, description="Cap of the loss scale.")
-    max_consecutive_skips: int = Field(50, ge=1, description="Skipped updates in a row that stop training.")
+    initial_scale: float = Field(
+        default=2.0**15, gt=0, allow_inf_nan=False, description="Loss scale of the first step."
+    )
+    growth_interval: int = Field(default=2000, ge=1, description="Updates in a row after which the scale doubles.")
+    min_scale: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="Floor of the loss scale.")
+    max_scale: float = Field(default=2.0**24, gt=0, allow_inf_nan=False, description="Cap of the loss scale.")
+    max_consecutive_skips: int = Field(default=50, ge=1, description="Skipped updates in a row that stop training.")
 
     @model_validator(mode="after")
     def _ordered(self) -> "MixedPrecisionOptions":
@@ -109,6 +112,7 @@ class MixedPrecision(Strategy):
         neutral=None,
         why_not_neutral="every setting computes in 16 bits; not to apply it is the null option",
         replaces={"LossScaleOptimizer": _ADVICE, "loss_scale_factor": _ADVICE},
+        passes_through=lambda options: () if compute_dtype(options.dtype) == "float16" else ("update_weights",),
         cost=lambda options: Cost(
             time=1.0, memory="activations in half the bytes", batch_norm="none: statistics are kept in float32"
         ),

@@ -28,15 +28,15 @@ def one_device() -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def train(distribution, spec, x=X, y=Y, optimizer=sgd, epochs=2, build=dense, **compiled):
+def train(distribution, spec, x=X, optimizer=sgd, epochs=2, **compiled):
     """Train on batches of 4, two on each of two replicas; return weights, logs and the model."""
     keras.utils.set_random_seed(0)
     with distribution.scope():
-        model = build()
+        model = dense()
         if spec:
             trainstep.apply(model, spec)
         model.compile(optimizer(), "mse", metrics=["mae"], **compiled)
-    history = model.fit(x, y, batch_size=4, epochs=epochs, shuffle=False, verbose=0).history
+    history = model.fit(x, Y, batch_size=4, epochs=epochs, shuffle=False, verbose=0).history
     return (
         model,
         [w.copy() for w in model.get_weights()],
@@ -89,6 +89,16 @@ def test_pgd_draws_the_same_noise_on_two_replicas(norm, assert_equal_on_two):
     assert_equal_on_two({"adversarial": {"attack": "pgd", "steps": 2, "epsilon": 0.1, "norm": norm}})
 
 
+@pytest.fixture(scope="module")
+def _keras_runs_several_steps_on_two_replicas(mirrored):
+    """Skip where plain Keras fails: Keras 3 does, with "You must feed a value for placeholder tensor", up to 3.15."""
+    try:
+        train(mirrored, None, epochs=1, steps_per_execution=2)
+    except tf.errors.InvalidArgumentError as error:
+        pytest.skip(f"Plain Keras fails under MirroredStrategy with steps_per_execution: {str(error).splitlines()[-1]}")
+
+
+@pytest.mark.usefixtures("_keras_runs_several_steps_on_two_replicas")
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_per_execution_on_two_replicas(name, assert_equal_on_two):
     assert_equal_on_two({name: {}}, steps_per_execution=2)

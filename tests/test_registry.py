@@ -136,7 +136,7 @@ def test_an_installed_distribution_with_an_entry_point_is_found(tmp_path):
 
             class Shrink(trainstep.Strategy):
                 declaration = trainstep.Declaration(
-                    "shrink", trainstep.Stage.CLIPPING, "Halve every gradient.", "none", why_not_neutral="It always does."
+                    "shrink", trainstep.Stage.CLIPPING, "Halve every gradient.", "none", why_not_neutral="Always."
                 )
 
                 def update_weights(self, update):
@@ -161,7 +161,8 @@ def test_an_installed_distribution_with_an_entry_point_is_found(tmp_path):
         print(trainstep.describe("shrink").text)
         """
     )
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=240, check=False
     )

@@ -120,7 +120,7 @@ def test_no_private_attribute_of_keras_or_tensorflow_outside_the_seam(path):
     own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
-            allowed = node.attr in own or node.attr == "_replace" or node.attr == "_repr_html_"
+            allowed = node.attr in own or node.attr in ("_replace", "_repr_html_")
             assigned_here = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
             assert allowed or assigned_here, f"{path.name}:{node.lineno}: {ast.unparse(node)}"
 

@@ -14,6 +14,7 @@ import trainstep
 
 pytestmark = pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning")
 
+L2 = keras.regularizers.L2(0.5)
 F16 = {"dtype": "float16", "initial_scale": 2.0**10}  # At the default of 2**15 a gradient of 2 is too large at first.
 
 
@@ -123,7 +124,7 @@ def test_regularization_is_in_the_gradient():
     def model():
         return keras.Sequential([
             keras.Input((1,)),
-            keras.layers.Dense(1, use_bias=False, kernel_initializer="ones", kernel_regularizer=keras.regularizers.L2(0.5)),
+            keras.layers.Dense(1, use_bias=False, kernel_initializer="ones", kernel_regularizer=L2),
             keras.layers.Activation("linear"),
         ])  # fmt: skip
 

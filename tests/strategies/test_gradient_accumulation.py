@@ -145,7 +145,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("loss", ["mse", "huber"])
 def test_four_batches_are_the_one_batch_they_make_up(optimizer, loss, assert_close):
-    """Weights, slots, schedule, average and count: 22 examples in windows of 16 and 6, micro-batches of 4, 4, 4, 4, 4, 2."""
+    """Weights, slots, schedule, average and count: 22 examples in windows of 16 and 6, micro-batches of 4 and 2."""
 
     def compiled():
         return {"optimizer": OPTIMIZERS[optimizer](), "loss": loss}

@@ -65,7 +65,7 @@ def test_adam_sees_the_clipped_gradient(assert_close):
 def test_infinity_and_a_bound_never_reached_clip_nothing(kind):
     workload = Workload(functional, X, Y)
     assert_same(run(workload, "gradient_clipping", {kind: math.inf}), run(workload))
-    # Operation by operation: in a graph TensorFlow fuses the backward pass otherwise where something looks at gradients.
+    # Operation by operation: in a graph TensorFlow fuses a backward pass otherwise where something looks at gradients.
     assert_same(run(workload, "gradient_clipping", {kind: 1e30}, run_eagerly=True), run(workload, run_eagerly=True))
 
 

@@ -22,7 +22,7 @@ def column(*values: float) -> np.ndarray:
 
 
 def half(rate: float = 0.125, **options) -> keras.Model:
-    """Return y = w * x under float16, w = 1. Its only layer gives the output: an identity behind it lets w compute in 16 bits."""
+    """Return y = w * x under float16, w = 1. The last layer stays in float32, so w is in the one before."""
     x = keras.Input((1,))
     inner = one_weight(1.0)
     model = keras.Model(x, keras.layers.Activation("linear", name="end")(inner.layers[-1](x)))
@@ -117,8 +117,14 @@ def test_auto_on_a_cpu_is_bfloat16_without_a_loss_scale():
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "expected"), [([(8, 0)], "bfloat16"), ([(9, 0), (8, 6)], "bfloat16"), ([(7, 5)], "float16"), ([(8, 0), (7, 0)], "float16")]
-)  # fmt: skip
+    ("capabilities", "expected"),
+    [
+        ([(8, 0)], "bfloat16"),
+        ([(9, 0), (8, 6)], "bfloat16"),
+        ([(7, 5)], "float16"),
+        ([(8, 0), (7, 0)], "float16"),
+    ],
+)
 def test_auto_on_gpus_is_what_all_of_them_have(monkeypatch, capabilities, expected):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: list(range(len(capabilities))))
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda i: {"compute_capability": capabilities[i]})
@@ -235,7 +241,7 @@ def test_an_overflow_by_the_scale_heals_itself():
     for _ in range(6):
         model.train_on_batch(column(16), column(0))
         scales.append(state(model)[0])
-    # dL/dy = 32; times x = 16: 512 = 2**9. Finite at a scale of 2**6 = 64: 2**15 < 65504; at 2**7 it is 2**16, too large.
+    # dL/dy = 32; times x = 16: 512 = 2**9. At a scale of 2**6 that is 2**15 < 65504; at 2**7, 2**16: too large.
     assert scales == [2.0**14, 2.0**13, 2.0**12, 2.0**11, 2.0**10, 2.0**9]
     for _ in range(4):
         model.train_on_batch(column(16), column(0))

@@ -1,4 +1,4 @@
-"""The catalogue as data for `pytest.mark.parametrize`: what is special about a strategy is read from its declaration."""
+"""The catalogue as data for `pytest.mark.parametrize`: what is special about a strategy is in its declaration."""
 
 import contextlib
 from collections.abc import Iterator
