@@ -236,7 +236,7 @@ def add_optimizer_scalar(optimizer: Any, name: str, dtype: str, initial: float) 
         optimizer = optimizer.inner_optimizer
     if isinstance(optimizer, _LegacyOptimizer):
         aggregation = tf.VariableAggregation.ONLY_FIRST_REPLICA
-        return optimizer.add_weight(name, (), dtype, initializer, trainable=False, aggregation=aggregation)
+        return optimizer.add_weight(name, (), tf.as_dtype(dtype), initializer, trainable=False, aggregation=aggregation)
     return optimizer.add_variable((), tf.as_dtype(dtype), initializer, name)
 
 

@@ -60,8 +60,8 @@ def perturbed(
 def random_delta(x: tf.Tensor, epsilon: float, norm: Norm, seed: tf.Tensor) -> tf.Tensor:
     """Return a point drawn uniformly from the ball around 0, for each example of `x`.
 
-    `seed` is an int32 tensor of shape (2,). Replicas draw the rows that one device would. The
-    algorithm is named because XLA, left to itself, picks another than TensorFlow does.
+    `seed` is an int32 tensor of shape (2,). Replicas draw the rows that one device would; a step
+    compiled by XLA draws other numbers than one that is not, of the same distribution.
     """
     replica = tf.distribute.get_replica_context()
     examples = tf.shape(x)[0]
@@ -70,10 +70,10 @@ def random_delta(x: tf.Tensor, epsilon: float, norm: Norm, seed: tf.Tensor) -> t
     rows = slice(first, first + examples)
     shape = tf.concat([[examples * replicas], tf.shape(x)[1:]], axis=0)
     if norm == "linf":
-        return tf.random.stateless_uniform(shape, seed, -epsilon, epsilon, x.dtype, alg="philox")[rows]
-    normal = tf.random.stateless_normal(shape, seed, dtype=x.dtype, alg="philox")[rows]
+        return tf.random.stateless_uniform(shape, seed, -epsilon, epsilon, x.dtype)[rows]
+    normal = tf.random.stateless_normal(shape, seed, dtype=x.dtype)[rows]
     radii_seed = seed + tf.constant([0, 1])
-    uniform = tf.random.stateless_uniform(shape[:1], radii_seed, dtype=x.dtype, alg="philox")[rows]
+    uniform = tf.random.stateless_uniform(shape[:1], radii_seed, dtype=x.dtype)[rows]
     dimensions = tf.cast(tf.size(x) / tf.maximum(examples, 1), x.dtype)
     # The share of a ball of radius r in the ball of radius 1 is r ** dimensions.
     radius = epsilon * tf.reshape(uniform, [-1] + [1] * (len(x.shape) - 1)) ** (1 / dimensions)

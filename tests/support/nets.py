@@ -102,7 +102,7 @@ def masked() -> keras.Model:
     """Return a net that labels each token of padded sequences."""
     x = keras.Input((5,), dtype="int32")
     h = keras.layers.Embedding(7, 4, mask_zero=True)(x)
-    return keras.Model(x, keras.layers.TimeDistributed(keras.layers.Dense(3))(h))
+    return keras.Model(x, keras.layers.Dense(3)(h))
 
 
 class TimesWeight(keras.layers.Layer):
