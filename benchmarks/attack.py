@@ -17,7 +17,8 @@ from pydantic import Field
 from trainstep import _seam
 from trainstep.declaration import StrategyOptions
 from trainstep.errors import UnsupportedInputError
-from trainstep.strategies._attacks import Norm, ascend, attackable, random_delta
+from trainstep.strategies._attacks import Norm, attackable
+from trainstep.strategies._attacks import attack as run_attack
 
 _BATCH = 256
 """Examples attacked at once."""
@@ -71,34 +72,22 @@ def compiled_attack(model: Any, attack: Attack) -> Any:
         model: compiled; its loss is what the attack climbs, its output one score for each class, (batch, classes).
         attack: the budget.
     """
-    budget = {"epsilon": attack.epsilon, "norm": attack.norm}
 
     def attacked(x: Any, y: Any, seed: tf.Tensor) -> tf.Tensor:
-        tensors = tf.nest.flatten(x)
-        chosen = [i for i, able in enumerate(attackable(x, model, None)) if able]
-        originals = [tensors[i] for i in chosen]
-
-        def with_moved(moved: list[tf.Tensor]) -> Any:
-            replaced = dict(zip(chosen, moved, strict=True))
-            return tf.nest.pack_sequence_as(x, [replaced.get(i, tensor) for i, tensor in enumerate(tensors)])
-
-        def input_gradients(moved: list[tf.Tensor]) -> Any:
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(moved)
-                loss = _seam.probe(model, with_moved(moved), y, None, training=False)
-            return tape.gradient(loss, moved)
-
-        moved = ascend(
-            input_gradients,
-            originals,
-            [random_delta(each, **budget, seed=seed + tf.constant([i, 0])) for i, each in enumerate(originals)],
-            **budget,
+        moved = run_attack(
+            x,
+            attackable(x, model, None),
+            lambda moved: _seam.probe(model, moved, y, None, training=False),
+            lambda tape, loss, sources: tape.gradient(loss, sources),
+            seed=seed,
+            epsilon=attack.epsilon,
+            norm=attack.norm,
             steps=attack.steps,
             step_size=2.5 * attack.epsilon / attack.steps,
             clip_range=attack.clip_range,
         )
         clean = _hits(y, _seam.forward(model, x, training=False))
-        return clean & _hits(y, _seam.forward(model, with_moved(moved), training=False))
+        return clean & _hits(y, _seam.forward(model, moved, training=False))
 
     return tf.function(attacked)
 

@@ -10,6 +10,7 @@ import argparse
 import gc
 import importlib
 import importlib.util
+import inspect
 import json
 import pathlib
 import statistics
@@ -24,7 +25,6 @@ import numpy as np
 import tensorflow as tf
 
 import trainstep
-from trainstep import _seam
 from trainstep.benchmarks.environment import environment
 
 STEPS = 32
@@ -85,7 +85,7 @@ def subjects() -> list[Subject]:
         Subject("Keras global_clipnorm", optimizer={"global_clipnorm": 1.0}),
         Subject("gradient_clipping", clipping, against="Keras global_clipnorm", target=1.02),
     ]
-    if _seam.KERAS_3:
+    if "gradient_accumulation_steps" in inspect.signature(keras.optimizers.Adam).parameters:
         rows += [
             Subject("Keras gradient_accumulation_steps=4", optimizer={"gradient_accumulation_steps": 4}),
             Subject("gradient_accumulation", accumulation, against="Keras gradient_accumulation_steps=4", target=1.00),

@@ -128,6 +128,54 @@ def ascend(
     ]
 
 
+def attack(
+    x: Any,
+    able: Sequence[bool],
+    loss_at: Callable[[Any], tf.Tensor],
+    differentiate: Callable[[tf.GradientTape, tf.Tensor, list[tf.Tensor]], Any],
+    *,
+    seed: tf.Tensor | None,
+    epsilon: float,
+    norm: Norm,
+    **budget: Any,
+) -> Any:
+    """Return the structure `x` with some of its tensors moved to where the loss is high.
+
+    Args:
+        x: a tensor, or nested tensors, of shape (batch, ...).
+        able: for each tensor of the flattened `x`, whether to move it; see `attackable`.
+        loss_at: maps a structure like `x` to a scalar loss, without a trace in the model's state.
+        differentiate: maps a tape, a loss and tensors to gradients.
+        seed: of the point to start from, an int32 tensor of shape (2,); None starts at `x` itself.
+        epsilon: see `ascend`.
+        norm: see `ascend`.
+        **budget: `steps`, `step_size` and `clip_range`, see `ascend`.
+    """
+    tensors = tf.nest.flatten(x)
+    chosen = [position for position, ok in enumerate(able) if ok]
+    # Half precision could not tell neighbouring points of a small ball apart.
+    half = (tf.float16, tf.bfloat16)
+    originals = [tf.cast(t, tf.float32) if t.dtype in half else t for t in (tensors[i] for i in chosen)]
+
+    def with_moved(moved: Sequence[tf.Tensor]) -> Any:
+        replaced = dict(zip(chosen, moved, strict=True))
+        return tf.nest.pack_sequence_as(x, [replaced.get(i, tensor) for i, tensor in enumerate(tensors)])
+
+    def input_gradients(moved: list[tf.Tensor]) -> Sequence[tf.Tensor | None]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(moved)
+            loss = loss_at(with_moved(moved))
+        return differentiate(tape, loss, moved)
+
+    if seed is None:
+        deltas = [tf.zeros_like(original) for original in originals]
+    else:
+        deltas = [
+            random_delta(original, epsilon, norm, seed + tf.constant([i, 0])) for i, original in enumerate(originals)
+        ]
+    return with_moved(ascend(input_gradients, originals, deltas, epsilon=epsilon, norm=norm, **budget))
+
+
 def attackable(x: Any, model: Any, chosen: Sequence[str] | None) -> list[bool]:
     """Tell for each tensor in the flattened structure `x` whether an attack may change it.
 

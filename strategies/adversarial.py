@@ -16,7 +16,8 @@ Goodfellow et al., ICLR 2015, https://arxiv.org/abs/1412.6572; Madry et al., ICL
 https://arxiv.org/abs/1706.06083; Wong et al., ICLR 2020, https://arxiv.org/abs/2001.03994
 """
 
-from typing import Literal
+import functools
+from typing import Any, Literal
 
 import tensorflow as tf
 from pydantic import Field, field_validator, model_validator
@@ -25,7 +26,7 @@ from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
 from trainstep.registry import register
 from trainstep.step import Batch, Objective, Strategy, differentiate
-from trainstep.strategies._attacks import Norm, ascend, attackable, random_delta
+from trainstep.strategies._attacks import Norm, attack, attackable
 
 
 class AdversarialOptions(StrategyOptions):
@@ -84,6 +85,11 @@ class AdversarialOptions(StrategyOptions):
         return self.steps or (7 if self.attack == "pgd" else 1)
 
     @property
+    def mixes(self) -> bool:
+        """Whether clean and adversarial examples are both trained on."""
+        return self.num_steps > 0 and self.clean_weight > 0
+
+    @property
     def starts_at_random(self) -> bool:
         """Whether the attack starts from a random point of the ball."""
         return self.attack == "pgd" if self.random_start is None else self.random_start
@@ -99,19 +105,16 @@ class AdversarialOptions(StrategyOptions):
 
 
 def _cost(options: AdversarialOptions) -> Cost:
-    steps, mixed = options.num_steps, 0 < options.clean_weight < 1 and options.epsilon > 0
+    if not options.num_steps:
+        return Cost()
+    passes = options.num_steps + options.mixes
+    trained_on = "of clean and of perturbed examples in turn" if options.mixes else "of the perturbed examples only"
     return Cost(
-        forward=steps + mixed,
-        backward=steps + mixed,
-        time=(3 + 2 * steps + 3 * mixed) / 3,
-        memory="one copy of the batch" + (", and the activations of a second pass" if mixed else "")
-        if steps
-        else "none",
-        batch_norm="statistics of clean and of perturbed examples, one after the other"
-        if mixed
-        else "statistics of the perturbed examples only"
-        if steps
-        else Cost().batch_norm,
+        forward=passes,
+        backward=passes,
+        time=(3 + 2 * options.num_steps + 3 * options.mixes) / 3,
+        memory="one copy of the batch" + ", activations of a second pass" * options.mixes,
+        batch_norm=f"statistics {trained_on}",
     )
 
 
@@ -128,11 +131,7 @@ class Adversarial(Strategy):
         neutral={"epsilon": 0.0},
         notes={"mixed_precision": "the attack's passes run in 16 bits too; examples stay in the dtype of the data"},
         passes_through=lambda options: (
-            ("transform_batch", "compute_objective")
-            if not options.num_steps
-            else ()
-            if options.clean_weight > 0
-            else ("compute_objective",)
+            ["transform_batch"] * (options.num_steps == 0) + ["compute_objective"] * (not options.mixes)
         ),
         cost=_cost,
         state=lambda options: {"draws": Slot(dtype="int32")} if options.num_steps and options.starts_at_random else {},
@@ -142,7 +141,7 @@ class Adversarial(Strategy):
         options = self.strategy_options["adversarial"]
         if options.num_steps:
             examples = self._adversarial_examples(batch)
-            if options.clean_weight > 0:
+            if options.mixes:
                 batch = batch._replace(extra={**batch.extra, "adversarial": examples})
             else:
                 batch = batch._replace(x=examples)
@@ -156,48 +155,28 @@ class Adversarial(Strategy):
         attacked = super().compute_objective(batch._replace(x=batch.extra["adversarial"]))
         return clean._replace(loss=weight * clean.loss + (1 - weight) * attacked.loss)
 
-    def _adversarial_examples(self, batch: Batch):
+    def _adversarial_examples(self, batch: Batch) -> Any:
         options = self.strategy_options["adversarial"]
         _seam.ensure_built(self, batch.x)
-        tensors = tf.nest.flatten(batch.x)
-        chosen = [i for i, able in enumerate(attackable(batch.x, self, options.inputs)) if able]
-        # Half precision could not tell neighbouring points of a small ball apart.
-        originals = [_at_least_float32(tensors[i]) for i in chosen]
-
-        def input_gradients(moved: list[tf.Tensor]) -> list[tf.Tensor | None]:
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(moved)
-                x = tf.nest.pack_sequence_as(batch.x, _replaced(tensors, chosen, moved))
-                loss = _seam.probe(self, x, batch.y, batch.sample_weight, training=options.attack_mode == "training")
-            return differentiate(self, tape, loss, moved)
-
-        budget = {"epsilon": options.epsilon, "norm": options.norm}
-        deltas = [tf.zeros_like(x) for x in originals]
+        seed = None
         if options.starts_at_random:
             draws = self.strategy_state["adversarial"]["draws"]
             draw = tf.convert_to_tensor(draws)
-            deltas = [
-                random_delta(x, **budget, seed=tf.stack([options.seed + i, 2 * draw])) for i, x in enumerate(originals)
-            ]
+            seed = tf.stack([options.seed, 2 * draw])  # Two numbers a draw: the L2 ball takes a second.
             _seam.assign([(draws, draw + 1)])
-        examples = ascend(
-            input_gradients,
-            originals,
-            deltas,
-            **budget,
+
+        def loss_at(x: Any) -> tf.Tensor:
+            return _seam.probe(self, x, batch.y, batch.sample_weight, training=options.attack_mode == "training")
+
+        return attack(
+            batch.x,
+            attackable(batch.x, self, options.inputs),
+            loss_at,
+            functools.partial(differentiate, self),
+            seed=seed,
+            epsilon=options.epsilon,
+            norm=options.norm,
             steps=options.num_steps,
             step_size=options.length,
             clip_range=options.clip_range,
         )
-        return tf.nest.pack_sequence_as(batch.x, _replaced(tensors, chosen, examples))
-
-
-def _replaced(tensors: list[tf.Tensor], positions: list[int], values: list[tf.Tensor]) -> list[tf.Tensor]:
-    result = list(tensors)
-    for position, value in zip(positions, values, strict=True):
-        result[position] = value
-    return result
-
-
-def _at_least_float32(x: tf.Tensor) -> tf.Tensor:
-    return tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x

@@ -146,28 +146,20 @@ class MixedPrecision(Strategy):
             hand_on(update)
             return
 
+        def record(finite_steps: tf.Tensor, skips: Any) -> None:
+            full = finite_steps >= options.growth_interval
+            scale = next_scale(tf.convert_to_tensor(state["scale"]), finite_steps, options)
+            values = {"scale": scale, "finite_steps": tf.where(full, 0, finite_steps), "skips": skips}
+            _seam.assign([(state[name], value) for name, value in values.items()])
+
         def apply(update: Update) -> None:
             hand_on(update)
-            finite_steps = tf.convert_to_tensor(state["finite_steps"]) + 1
-            full = finite_steps >= options.growth_interval
-            _seam.assign(
-                [
-                    (state["scale"], next_scale(tf.convert_to_tensor(state["scale"]), finite_steps, options)),
-                    (state["finite_steps"], tf.where(full, 0, finite_steps)),
-                    (state["skips"], 0),
-                ]
-            )
+            record(tf.convert_to_tensor(state["finite_steps"]) + 1, 0)
 
         def skip(update: Update) -> None:
             del update
-            scale, skips = tf.convert_to_tensor(state["scale"]), tf.convert_to_tensor(state["skips"]) + 1
-            _seam.assign(
-                [
-                    (state["scale"], next_scale(scale, tf.constant(0), options)),
-                    (state["finite_steps"], 0),
-                    (state["skips"], skips),
-                ]
-            )
+            skips = tf.convert_to_tensor(state["skips"]) + 1
+            record(tf.constant(0), skips)
             require(skips < options.max_consecutive_skips, _explanation(options))
 
         _seam.conditional(all_finite(update.gradients), apply, skip, (update,))
