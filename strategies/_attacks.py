@@ -7,6 +7,7 @@ All balls are around each example by itself: `norm` is over everything but the f
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import tensorflow as tf
 
 from trainstep.errors import UnsupportedInputError, nearest
@@ -49,12 +50,22 @@ def perturbed(
     wide, x_wide = tf.cast(delta, tf.float64), tf.cast(x, tf.float64)
     # Short of epsilon by more than the norm can be off, itself computed in float64.
     wide = project(wide, epsilon if norm == "linf" else epsilon * (1 - 1e-12), norm)
-    if clip_range is not None:
-        low, high = clip_range
-        wide = tf.clip_by_value(x_wide + wide, tf.minimum(x_wide, low), tf.maximum(x_wide, high)) - x_wide
     result = tf.cast(x_wide + wide, x.dtype)
     too_far = tf.abs(tf.cast(result, tf.float64) - x_wide) > tf.abs(wide)
-    return tf.where(too_far, tf.math.nextafter(result, x), result)
+    result = tf.where(too_far, tf.math.nextafter(result, x), result)
+    if clip_range is None:
+        return result
+    low, high = _rounded_inwards(clip_range, x.dtype.as_numpy_dtype)
+    return tf.clip_by_value(result, tf.minimum(x, low), tf.maximum(x, high))  # A move towards x, so within the ball.
+
+
+def _rounded_inwards(bounds: tuple[float, float], dtype: Any) -> tuple[Any, Any]:
+    """Return the least and the greatest float of `dtype` within `bounds`."""
+    low, high = dtype(bounds[0]), dtype(bounds[1])
+    return (
+        np.nextafter(low, dtype(np.inf)) if float(low) < bounds[0] else low,
+        np.nextafter(high, dtype(-np.inf)) if float(high) > bounds[1] else high,
+    )
 
 
 def random_delta(x: tf.Tensor, epsilon: float, norm: Norm, seed: tf.Tensor) -> tf.Tensor:

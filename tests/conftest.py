@@ -1,5 +1,6 @@
 """Devices, seeds and the one tolerance of the suite."""
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,9 +24,14 @@ TOLERANCE = {"float32": 2e-5, "float16": 4 * 2**-11, "bfloat16": 4 * 2**-8}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Fail before the first test where Keras does not run on TensorFlow."""
+    """Fail before the first test where Keras does not run on TensorFlow; tune the garbage collector."""
     del config
     assert keras.backend.backend() == "tensorflow"
+    # Tracing makes objects by the hundred thousand; to look for cycles among those of TensorFlow each time takes a
+    # sixth of the suite.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +40,8 @@ def _fresh() -> Iterator[None]:
     keras.backend.clear_session()
     keras.utils.set_random_seed(0)
     yield
-    assert (
-        keras.mixed_precision.dtype_policy().name == "float32"
-        if hasattr(keras.mixed_precision, "dtype_policy")
-        else keras.mixed_precision.global_policy().name == "float32"
-    )
+    policy = getattr(keras.mixed_precision, "global_policy", None) or keras.mixed_precision.dtype_policy
+    assert policy().name == "float32"
 
 
 @pytest.fixture(scope="session")

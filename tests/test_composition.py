@@ -8,13 +8,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalogue import NAMES, declaration, registered
+from catalogue import NAMES, VARIANTS, declaration, registered, variant_id
 from nets import BATCH, KINDS, Subclassed, Workload, X, Y, dense, functional, one_weight, sgd, weight_of
 from runs import assert_same, fitted, is_finite, prepared, run
 
 import trainstep
 from trainstep import composition, errors
-from trainstep.step import Strategy, Update, hooks_used, strategies_of
+from trainstep.step import Strategy, Update, strategies_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning")
 
@@ -310,16 +310,22 @@ def test_notes_are_of_strategies_present_only():
     assert note.startswith("gradient_clipping with gradient_accumulation: ")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_plan_of_one_strategy_shows_each_hook_it_uses(name):
-    plan = trainstep.plan(name)
-    stages = {stop.stage for stop in plan.stops if stop.what.startswith(f"{name}(")}
-    strategy = trainstep.get(name)
-    used = set(hooks_used(strategy, strategy.declaration.options()))
-    assert used <= set(vars(strategy))
-    assert stages == (used or {"the model"})
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
+def test_the_plan_of_one_strategy_shows_each_hook_in_which_it_acts(name, options):
+    """These are the hooks it overrides, less those it says it only passes through; or none, and then it says so."""
+    plan = trainstep.plan(name, **options)
+    shown = {stop.stage for stop in plan.stops if stop.what.startswith(f"{name}(")}
+    hooks = {"transform_batch", "compute_objective", "compute_gradients", "update_weights"}
+    passed = declaration(name).passes_through(declaration(name).options(**options))
+    assert shown == ((hooks & set(vars(trainstep.get(name)))) - set(passed) or {"the model"})
     assert plan.time == plan.costs[name].time
     assert plan.costs[name].time >= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hook_is_passed_through_by_who_overrides_it_only(name):
+    for options in (declaration(name).options(), declaration(name).options(**(declaration(name).neutral or {}))):
+        assert set(declaration(name).passes_through(options)) <= set(vars(trainstep.get(name)))
 
 
 def test_plan_time_adds_up():

@@ -187,9 +187,16 @@ def plain():
 
 
 @pytest.mark.parametrize("name", NEUTRAL)
-@pytest.mark.parametrize("situation", SITUATIONS)
-def test_neutral_options_are_plain_keras_bit_for_bit(situation, name, plain):
-    assert_same(run(SITUATIONS[situation], name, dict(declaration(name).neutral)), plain(situation))
+@pytest.mark.parametrize("kind", KINDS)
+def test_neutral_options_are_plain_keras_bit_for_bit(kind, name, plain):
+    assert_same(run(KINDS[kind], name, dict(declaration(name).neutral)), plain(kind))
+
+
+@pytest.mark.parametrize("names", [DEFAULT_IS_NEUTRAL, NEUTRAL], ids=["the control", "all at once"])
+@pytest.mark.parametrize("situation", [situation for situation in SITUATIONS if situation not in KINDS])
+def test_neutral_options_are_plain_keras_bit_for_bit_in_every_situation(situation, names, plain):
+    spec = {name: dict(declaration(name).neutral) for name in names}
+    assert_same(run(SITUATIONS[situation], spec), plain(situation))
 
 
 def test_the_control_has_no_options_and_is_plain_keras():
@@ -456,8 +463,8 @@ def test_an_example_of_weight_zero_counts_for_nothing(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "situation",
-    ["class_weight", "a mask", "steps_per_execution", "run_eagerly", "tf.data", "a frozen layer", "validation",
-     "a compute_loss of the user", "metrics of the user", "a model without labels", "a schedule, and Adam"],
+    ["class_weight", "a mask", "steps_per_execution", "a frozen layer", "a compute_loss of the user",
+     "a model without labels", "a schedule, and Adam"],
 )  # fmt: skip
 def test_default_options_train_finite_in_every_situation(situation, name):
     workload = SITUATIONS[situation]

@@ -4,7 +4,20 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from nets import BATCH, Workload, X, Y, dense, masked, numbers, one_weight, sgd, tokens, weight_of
+from nets import (
+    BATCH,
+    WithoutTrainingArgument,
+    Workload,
+    X,
+    Y,
+    dense,
+    masked,
+    numbers,
+    one_weight,
+    sgd,
+    tokens,
+    weight_of,
+)
 from runs import fitted, optimizer_variables, prepared, run
 
 import trainstep
@@ -143,12 +156,11 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("loss", ["mse", "huber"])
-def test_four_batches_are_the_one_batch_they_make_up(optimizer, loss, assert_close):
+def test_four_batches_are_the_one_batch_they_make_up(optimizer, assert_close):
     """Weights, slots, schedule, average and count: 22 examples in windows of 16 and 6, micro-batches of 4 and 2."""
 
     def compiled():
-        return {"optimizer": OPTIMIZERS[optimizer](), "loss": loss}
+        return {"optimizer": OPTIMIZERS[optimizer](), "loss": "huber"}
 
     small = run(Workload(dense, X, Y, compiled), "gradient_accumulation", {"steps": 4})
     big = run(Workload(dense, X, Y, compiled), fit={"batch_size": 16})
@@ -231,6 +243,24 @@ def test_the_logs_are_those_of_every_micro_batch():
     model = accumulating(3, rate=0.0)
     history = model.fit(column(1, 2, 3), column(0, 0, 0), batch_size=1, shuffle=False, verbose=0).history
     assert history["loss"] == [pytest.approx(14 / 3)]
+
+
+def test_what_ends_an_epoch_is_traced_once():
+    traces = []
+
+    class Looking(trainstep.Strategy):
+        declaration = trainstep.Declaration("looking", trainstep.Stage.REPORT, "", "", neutral={})
+
+        def update_weights(self, update):
+            traces.append(1)
+            super().update_weights(update)
+
+    model = type("Net", (trainstep.GradientAccumulation, Looking, WithoutTrainingArgument), {})()
+    model.compile(sgd(), "mse")
+    fitted(model, Workload(dense, X, Y), epochs=1)
+    first = len(traces)
+    fitted(model, Workload(dense, X, Y), epochs=3)
+    assert len(traces) == first > 0
 
 
 def test_a_window_of_one_is_no_window():
