@@ -27,9 +27,9 @@ REAL = Workload(functional, X, Y)
 
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
 def test_every_pair_trains_finite_and_the_order_of_listing_never_matters(pair):
-    first = run(REAL, list(pair))
-    assert is_finite(first)
-    assert_same(run(REAL, list(reversed(pair))), first)
+    """In any order it is one and the same class, so that what it trains is the same bit for bit."""
+    assert trainstep.model_class(Subclassed, pair) is trainstep.model_class(Subclassed, pair[::-1])
+    assert is_finite(run(REAL, list(pair)))
 
 
 def test_the_whole_catalogue_at_once_trains_finite_in_any_order_of_listing():

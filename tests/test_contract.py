@@ -432,10 +432,15 @@ def test_xla_agrees(name, options, assert_close):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_model_trains_and_is_repeatable(kind, name):
-    first, second = run(KINDS[kind], name), run(KINDS[kind], name)
-    assert_same(first, second)
-    assert first.history["loss"][0] != first.history["loss"][1]
+def test_every_kind_of_model_trains(kind, name):
+    result = run(KINDS[kind], name)
+    assert is_finite(result)
+    assert result.history["loss"][0] != result.history["loss"][1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_seed_gives_the_same_weights(name):
+    assert_same(run(everything(), name), known(everything, name))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -515,10 +520,10 @@ def embedded() -> keras.Model:
     return keras.Model({"ids": ids, "values": values}, keras.layers.Dense(1)(h))
 
 
-@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
-def test_the_sparse_gradient_of_an_embedding_is_used(name, options):
+@pytest.mark.parametrize("name", NAMES)
+def test_the_sparse_gradient_of_an_embedding_is_used(name):
     workload = Workload(embedded, {"ids": tokens(EXAMPLES, 3), "values": X}, Y)
-    model = prepared(workload, name, options)
+    model = prepared(workload, name)
     before = model.get_layer("table").get_weights()[0]
     assert is_finite(fitted(model, workload))
     after = model.get_layer("table").get_weights()[0]
@@ -593,11 +598,11 @@ def test_a_model_removed_from_trains_on_as_plain_keras(name):
     assert_same(fitted(model, simple()), fitted(twin, simple()))
 
 
-@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
-def test_apply_after_compile_is_apply_before(name, options):
+@pytest.mark.parametrize("name", NAMES)
+def test_apply_after_compile_is_apply_before(name):
     model = prepared(simple())
-    trainstep.apply(model, name, **options)
-    assert_same(fitted(model, simple()), known(simple, name, options))
+    trainstep.apply(model, name)
+    assert_same(fitted(model, simple()), known(simple, name))
 
 
 @pytest.mark.parametrize("name", NAMES)
