@@ -16,6 +16,7 @@ from trainstep.errors import (
     RepeatedStrategyError,
 )
 from trainstep.step import (
+    TRACES,
     Strategy,
     check_composition,
     check_model_class,
@@ -184,4 +185,5 @@ def _refuse_second(model_type: type) -> None:
 
 
 def _forget_traces(model: Any) -> None:
+    vars(model).pop(TRACES, None)
     model.train_function = model.test_function = model.predict_function = None

@@ -89,6 +89,8 @@ _HOST_HOOKS = ("attach_strategies", "detach_strategies", "finish_epoch", "loss_s
 _RESERVED = (*_HOOKS, *_HOST_HOOKS, "strategy_options", "strategy_state", "acts_on_updates", "composes_objectives")
 _OWNED_BY_THE_ROOT = ("train_step", "fit", "train_on_batch", "compile", "__init__", "__new__")
 
+TRACES = "_trainstep_traces"
+
 # State belongs to an optimizer, like the slots it makes itself: a model compiled with a new one starts anew.
 _STATES: weakref.WeakKeyDictionary[Any, dict[str, dict[str, Any]]] = weakref.WeakKeyDictionary()
 
@@ -198,6 +200,7 @@ class Strategy(_ModelBase):
     @functools.wraps(keras.Model.compile)
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile as Keras does, and refuse an optimizer that does again what a strategy does."""
+        vars(self).pop(TRACES, None)
         self.detach_strategies()  # Under a float16 policy Keras would add a loss scale of its own.
         super().compile(*args, **kwargs)
         self.check_model()
@@ -296,13 +299,19 @@ def num_loss_terms(batch: Batch, y_pred: Any) -> tf.Tensor:
     return tf.cast(_seam.num_examples(batch.x), tf.float32)
 
 
-def run_in_replicas(model: Any, function: Callable[[], None]) -> None:
-    """Run `function` once, outside a step, in every replica of the model's distribution strategy."""
+def run_in_replicas(model: Any, name: str, function: Callable[[], None]) -> None:
+    """Run `function` once, outside a step, in every replica; traced once under `name`, until the next `compile`."""
 
     def run() -> None:
         model.distribute_strategy.run(function)
 
-    (run if model.run_eagerly else tf.function(run))()
+    if model.run_eagerly:
+        run()
+        return
+    traces = vars(model).setdefault(TRACES, {})  # Past Keras's tracking of attributes.
+    if name not in traces:
+        traces[name] = tf.function(run)
+    traces[name]()
 
 
 def dense(gradient: Any) -> Any:

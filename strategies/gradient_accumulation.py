@@ -117,7 +117,7 @@ class GradientAccumulation(Strategy):
                 sums = [tf.convert_to_tensor(total) for total in state["gradients"]]
                 self._apply_window(sums, tf.convert_to_tensor(state["samples"]), state["count"] + 0, hand_on)
 
-            run_in_replicas(self, apply)
+            run_in_replicas(self, "last_window", apply)
 
     def _apply_window(self, sums: Gradients, samples: tf.Tensor, count: tf.Tensor, hand_on) -> None:
         options, state = self.strategy_options["gradient_accumulation"], self.strategy_state["gradient_accumulation"]
