@@ -200,7 +200,7 @@ class Strategy(_ModelBase):
     @functools.wraps(keras.Model.compile)
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile as Keras does, and refuse an optimizer that does again what a strategy does."""
-        vars(self).pop(TRACES, None)
+        self.__dict__.pop(TRACES, None)
         self.detach_strategies()  # Under a float16 policy Keras would add a loss scale of its own.
         super().compile(*args, **kwargs)
         self.check_model()
