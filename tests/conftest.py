@@ -38,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def _fresh() -> Iterator[None]:
     """Give each test the same seeds, fresh layer names, and the default dtype policy."""
     keras.backend.clear_session()
+    # `clear_session` looks for cycles among all objects there are. What has survived it need not be looked at again.
+    gc.freeze()
     keras.utils.set_random_seed(0)
     yield
     policy = getattr(keras.mixed_precision, "global_policy", None) or keras.mixed_precision.dtype_policy
