@@ -255,16 +255,25 @@ def sum_over_replicas(tensors: Sequence[Any]) -> list[Any]:
 
 def assign(pairs: Sequence[tuple[Any, Any]]) -> None:
     """Assign to each state variable its new value, which must be the same on every replica."""
+    _change(pairs, lambda variable, value: variable.assign(value))
+
+
+def assign_add(pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Add to each state variable, in place, a value which must be the same on every replica."""
+    _change(pairs, lambda variable, value: variable.assign_add(value))
+
+
+def _change(pairs: Sequence[tuple[Any, Any]], operation: Callable[[Any, Any], Any]) -> None:
     pairs = [(_tf_variable(variable), value) for variable, value in pairs]
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
         for variable, value in pairs:
-            variable.assign(value)
+            operation(variable, value)
         return
     variables = [variable for variable, _ in pairs]
 
     def update(strategy: tf.distribute.Strategy, values: Sequence[Any]) -> None:
         for variable, value in zip(variables, values, strict=True):
-            strategy.extended.update(variable, lambda v, new: v.assign(new), args=(value,), group=False)
+            strategy.extended.update(variable, operation, args=(value,), group=False)
 
     tf.distribute.get_replica_context().merge_call(update, args=([value for _, value in pairs],))
 

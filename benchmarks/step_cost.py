@@ -2,8 +2,9 @@
 
 All subjects of one net live in one process and take turns, an epoch each, so that a machine whose
 speed drifts slows all of them alike. What counts is the median over rounds of the ratio within a round.
+Processor time is measured beside the time on the clock: work for other programs does not count in it.
 
-    python -m trainstep.benchmarks.step_cost [--rounds 15] [--output FILE.json]
+    python -m trainstep.benchmarks.step_cost [--only PART] [--rounds 25] [--output FOLDER]
 """
 
 import argparse
@@ -17,8 +18,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -27,7 +28,9 @@ import tensorflow as tf
 import trainstep
 from trainstep.benchmarks.environment import environment
 
-STEPS = 32
+PARTS = ("cnn", "mlp", "wide", "tracing")
+FOOTNOTE = """A plain step never differentiates the first layer with respect to its input; an attack does. Where the first
+layer is most of the net, as in `mlp`, the limit of FGSM is therefore 2 plain steps, not 5/3."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,13 @@ class Subject:
     target: float | None = None
 
 
+class Seconds(NamedTuple):
+    """Time on the clock, and time processors worked for this process."""
+
+    clock: float
+    processor: float
+
+
 @dataclass(frozen=True)
 class Row:
     """What was measured of one subject."""
@@ -52,6 +62,7 @@ class Row:
     milliseconds: float
     ratio: float
     quartiles: tuple[float, float]
+    processor_ratio: float
     target: float | None
 
     @property
@@ -130,96 +141,122 @@ def batches(shape: tuple[int, ...], size: int, steps: int) -> tf.data.Dataset:
 
 
 def measure(
-    net: str, build: Callable[[], keras.Model], entries: list[Subject], *, batch: int, rounds: int, steps: int = STEPS
+    net: str, build: Callable[[], keras.Model], entries: list[Subject], *, batch: int, rounds: int, steps: int
 ) -> list[Row]:
     """Train all `entries` in turn, an epoch of `steps` steps each, `rounds` times after one that does not count."""
     models: dict[str, Any] = {entry.label: compiled(entry, build) for entry in entries}
     data = batches(build().input_shape[1:], batch, steps)
-    times: dict[str, list[float]] = {entry.label: [] for entry in entries}
+    times: dict[str, list[Seconds]] = {entry.label: [] for entry in entries}
     for turn in range(rounds + 1):
         # Every other round backwards, so that no subject always follows the same one.
         for label, model in list(models.items())[:: 1 if turn % 2 else -1]:
-            start = time.perf_counter()
-            model.fit(data, verbose=0)
+            seconds = _timed(lambda model=model: model.fit(data, shuffle=False, verbose=0))
             if turn:
-                times[label].append((time.perf_counter() - start) / steps)
+                times[label].append(Seconds(seconds.clock / steps, seconds.processor / steps))
     return [_row(net, entry, times) for entry in entries]
 
 
-def _row(net: str, entry: Subject, times: dict[str, list[float]]) -> Row:
+def _timed(function: Callable[[], Any]) -> Seconds:
+    clock, processor = time.perf_counter(), time.process_time()
+    function()
+    return Seconds(time.perf_counter() - clock, time.process_time() - processor)
+
+
+def _row(net: str, entry: Subject, times: dict[str, list[Seconds]]) -> Row:
     against = "Keras fit" if entry.against not in times else entry.against
-    ratios = [mine / other for mine, other in zip(times[entry.label], times[against], strict=True)]
+    pairs = list(zip(times[entry.label], times[against], strict=True))
+    ratios = [mine.clock / other.clock for mine, other in pairs]
     low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    milliseconds = 1000 * statistics.median(times[entry.label])
-    return Row(net, entry.label, against, milliseconds, middle, (low, high), entry.target)
+    milliseconds = 1000 * statistics.median(seconds.clock for seconds in times[entry.label])
+    processor = statistics.median(mine.processor / other.processor for mine, other in pairs)
+    return Row(net, entry.label, against, milliseconds, middle, (low, high), processor, entry.target)
 
 
 def measure_tracing(build: Callable[[], keras.Model], entries: list[Subject], rounds: int) -> list[Row]:
     """Time the first step, which traces the graph, of fresh models; all `entries` in turn."""
     data = batches(build().input_shape[1:], 8, 1)
-    times: dict[str, list[float]] = {entry.label: [] for entry in entries}
+    times: dict[str, list[Seconds]] = {entry.label: [] for entry in entries}
     for _ in range(rounds):
         for entry in entries:
             model: Any = compiled(entry, build)
-            start = time.perf_counter()
-            model.fit(data, verbose=0)
-            times[entry.label].append(time.perf_counter() - start)
+            times[entry.label].append(_timed(lambda model=model: model.fit(data, shuffle=False, verbose=0)))
             del model
             gc.collect()
     return [_row("cnn, first step", entry, times) for entry in entries]
 
 
 def measure_apply(build: Callable[[], keras.Model]) -> float:
-    """Return the median time of `apply` on a built model, in milliseconds."""
-    spec = ["gradient_clipping", "gradient_accumulation", "mixed_precision", "adversarial"]
+    """Return the median time of `apply` on a built model, in milliseconds; each time with options not seen before."""
     times = []
-    for _ in range(5):
+    for turn in range(9):
         model = build()
-        start = time.perf_counter()
-        trainstep.apply(model, spec)
-        times.append(1000 * (time.perf_counter() - start))
+        unseen = {"adversarial": {"epsilon": 0.1 + turn / 100}}
+        spec = {"gradient_clipping": {}, "gradient_accumulation": {}, "mixed_precision": {}, **unseen}
+        times.append(1000 * _timed(lambda model=model, spec=spec: trainstep.apply(model, spec)).clock)
     return statistics.median(times)
 
 
 def table(rows: list[Row]) -> str:
     """Return `rows` as a Markdown table."""
-    lines = ["| net | subject | ms a step | ratio (quartiles) | to | target |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| net | subject | ms a step | ratio (quartiles) | ratio of processor time | to | target |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         verdict = "" if row.target is None else f"{row.target:.2f} {'reached' if row.reached else 'MISSED'}"
         ratio = f"{row.ratio:.3f} ({row.quartiles[0]:.3f} to {row.quartiles[1]:.3f})"
-        lines.append(f"| {row.net} | {row.label} | {row.milliseconds:.1f} | {ratio} | {row.against} | {verdict} |")
+        cells = (
+            row.net,
+            row.label,
+            f"{row.milliseconds:.1f}",
+            ratio,
+            f"{row.processor_ratio:.3f}",
+            row.against,
+            verdict,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def rows_of(part: str, rounds: int) -> list[Row]:
+    """Measure one of `PARTS`."""
+    if part == "cnn":
+        return measure("cnn", cnn, subjects(), batch=128, rounds=rounds, steps=16)
+    if part == "mlp":  # Its steps are short: with many in an epoch, what `fit` does once an epoch does not count.
+        return measure("mlp", mlp, subjects(), batch=128, rounds=rounds, steps=256)
+    bfloat16 = Subject("mixed_precision bfloat16", {"mixed_precision": {"dtype": "bfloat16"}})
+    if part == "wide":
+        entries = [Subject("Keras fit"), replace(bfloat16, target=0.75)]
+        return measure("dense 4 x 2048", wide, entries, batch=256, rounds=rounds, steps=8)
+    entries = [replace(entry, against="Keras fit", target=1.3) for entry in (*subjects(), bfloat16)]
+    without_attacks = [entry for entry in entries if "adversarial" not in entry.label]
+    return measure_tracing(cnn, without_attacks, rounds)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print the table, and write it where `--output` says."""
+    """Measure, print the table, and write it into the folder that `--output` names."""
     parser = argparse.ArgumentParser(description="Measure what a step of each strategy costs.")
-    parser.add_argument("--rounds", type=int, default=15, help="epochs of each subject that count")
-    parser.add_argument("--only", default="", help="measure the subjects and nets whose name contains this")
-    parser.add_argument("--output", type=pathlib.Path, help="write the rows and the environment as JSON")
+    parser.add_argument("--rounds", type=int, default=25, help="epochs of each subject that count")
+    parser.add_argument("--only", choices=PARTS, help="measure one part instead of all")
+    parser.add_argument("--output", type=pathlib.Path, help="write the rows and the environment as JSON and Markdown")
     options = parser.parse_args(arguments)
-    rows: list[Row] = []
-    for net, build in (("cnn", cnn), ("mlp", mlp)):
-        if options.only in net or options.only not in ("cnn", "mlp", "wide", "trace"):
-            rows += measure(net, build, subjects(), batch=128, rounds=options.rounds)
-    if options.only in ("", "wide"):
-        bfloat16 = Subject("mixed_precision bfloat16", {"mixed_precision": {"dtype": "bfloat16"}}, target=0.75)
-        rows += measure("dense 4 x 2048", wide, [Subject("Keras fit"), bfloat16], batch=256, rounds=5, steps=8)
-    if options.only in ("", "trace"):
-        tracing = [
-            Subject(entry.label, entry.spec, entry.optimizer, entry.wrap, target=1.3)
-            for entry in (*subjects(), Subject("mixed_precision", {"mixed_precision": {"dtype": "bfloat16"}}))
-            if "adversarial" not in entry.label
-        ]
-        rows += measure_tracing(cnn, tracing, rounds=5)
-    applying = measure_apply(cnn)
-    print(table(rows))
-    print(f"\napply on a built cnn: {applying:.1f} ms (target: 50)")
-    print(" ".join(f"{name}={value}" for name, value in environment().items()))
+    rows = [row for part in ([options.only] if options.only else PARTS) for row in rows_of(part, options.rounds)]
+    applying, machine = measure_apply(cnn), environment()
+    text = "\n\n".join(
+        (
+            table(rows),
+            FOOTNOTE,
+            f"`apply` of four strategies on a built cnn: {applying:.1f} ms (target: 50).",
+            ", ".join(f"{name} {value}" for name, value in machine.items()),
+        )
+    )
+    print(text)
     if options.output:
-        report = {"environment": environment(), "apply_milliseconds": applying, "rows": [asdict(row) for row in rows]}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+        options.output.mkdir(parents=True, exist_ok=True)
+        target = options.output / f"step_cost_keras-{keras.__version__}_{machine['time'][:10]}"
+        report = {"environment": machine, "apply_milliseconds": applying, "rows": [asdict(row) for row in rows]}
+        target.with_name(f"{target.name}.json").write_text(json.dumps(report, indent=2) + "\n")
+        target.with_name(f"{target.name}.md").write_text(f"# What a step costs\n\n{text}\n")
     return 0
 
 

@@ -87,12 +87,12 @@ class GradientAccumulation(Strategy):
         weight = update.samples if options.weighting == "samples" else tf.ones(())
 
         def accumulate(gradients: Gradients, weight: tf.Tensor) -> None:
-            sums = [
-                (total, total + gradient)
+            present = [
+                (total, gradient)
                 for total, gradient in zip(state["gradients"], weighted(gradients, weight), strict=True)
                 if gradient is not None
             ]
-            _seam.assign([*sums, (state["samples"], state["samples"] + weight), (state["count"], state["count"] + 1)])
+            _seam.assign_add([*present, (state["samples"], weight), (state["count"], 1)])
 
         def apply(gradients: Gradients, weight: tf.Tensor) -> None:
             samples = state["samples"] + weight

@@ -135,8 +135,9 @@ def test_auto_on_gpus_is_what_all_of_them_have(monkeypatch, capabilities, expect
 def test_float16_on_a_cpu_warns_and_says_what_to_do():
     if tf.config.list_physical_devices("GPU"):
         pytest.skip("There is a GPU.")
+    model = dense()
     with pytest.warns(UserWarning, match="float16, which CPUs emulate.*Use dtype='bfloat16'"):
-        trainstep.apply(dense(), "mixed_precision", dtype="float16")
+        trainstep.apply(model, "mixed_precision", dtype="float16")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
