@@ -29,8 +29,8 @@ import trainstep
 from trainstep.benchmarks.environment import environment
 
 PARTS = ("cnn", "mlp", "wide", "tracing")
-FOOTNOTE = """A plain step never differentiates the first layer with respect to its input; an attack does. Where the first
-layer is most of the net, as in `mlp`, the limit of FGSM is therefore 2 plain steps, not 5/3."""
+FOOTNOTE = """A plain step never differentiates the first layer with respect to its input; an attack does.
+Where the first layer is most of the net, as in `mlp`, the limit of FGSM is therefore 2 plain steps, not 5/3."""
 
 
 @dataclass(frozen=True)
