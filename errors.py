@@ -17,7 +17,11 @@ class TrainstepError(ValueError):
 
 
 class UnknownStrategyError(TrainstepError):
-    """No strategy, or model, or workload is registered under the name that was given."""
+    """No strategy is registered under the name that was given."""
+
+
+class UnknownModelError(TrainstepError):
+    """There is no reference model of the name that was given."""
 
 
 class InvalidOptionsError(TrainstepError):

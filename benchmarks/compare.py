@@ -105,8 +105,9 @@ def compare(
     Raises:
         InvalidComparisonError, InvalidDataError, MissingDataError, NotAModelError: the arguments, the data
             or the model are wrong.
+        UnknownWorkloadError: there is no workload of that name.
         UnknownStrategyError, InvalidOptionsError, RepeatedStrategyError, StrategyConflictError,
-            InvalidSpecError: the strategies, the workload or the attack are.
+            InvalidSpecError: the strategies or the attack are.
     """
     compositions, control = request.compositions(strategies)
     chosen = request.seeds(seeds)

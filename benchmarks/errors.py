@@ -3,6 +3,10 @@
 from trainstep.errors import TrainstepError
 
 
+class UnknownWorkloadError(TrainstepError):
+    """There is no workload of the name that was given."""
+
+
 class InvalidComparisonError(TrainstepError):
     """The arguments of `compare` leave something out, or contradict each other."""
 

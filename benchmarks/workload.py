@@ -10,8 +10,8 @@ import numpy as np
 from trainstep import models
 from trainstep.benchmarks.attack import Attack
 from trainstep.benchmarks.data import Split
-from trainstep.benchmarks.errors import MissingDataError
-from trainstep.errors import UnknownStrategyError, nearest
+from trainstep.benchmarks.errors import MissingDataError, UnknownWorkloadError
+from trainstep.errors import nearest
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ def get(name: str) -> Workload:
     """Return the workload called `name`.
 
     Raises:
-        UnknownStrategyError: there is none; the message names the nearest and all there are.
+        UnknownWorkloadError: there is none; the message names the nearest and all there are.
     """
     if name not in _workloads:
         hint = nearest(str(name), names())
-        raise UnknownStrategyError(f"Unknown workload {name!r}.{hint} Workloads: {', '.join(names())}.")
+        raise UnknownWorkloadError(f"Unknown workload {name!r}.{hint} Workloads: {', '.join(names())}.")
     return _workloads[name]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 
 from trainstep.declaration import validated_options
-from trainstep.errors import InvalidOptionsError, UnknownStrategyError, nearest
+from trainstep.errors import InvalidOptionsError, UnknownModelError, nearest
 from trainstep.models import cnn, mlp, resnet, transformer
 from trainstep.models._options import ModelOptions, Seeds
 
@@ -47,7 +47,7 @@ def describe(name: str, /) -> dict[str, Any]:
     """Return the JSON schema of the options of the model `name`: types, defaults, bounds and a sentence each.
 
     Raises:
-        UnknownStrategyError: there is no model of that name.
+        UnknownModelError: there is no model of that name.
     """
     return _get(name).options.model_json_schema()
 
@@ -56,7 +56,7 @@ def validate(name: str, /, **options: Any) -> ModelOptions:
     """Return `options` checked against the schema of the model `name`, defaults filled in.
 
     Raises:
-        UnknownStrategyError: there is no model of that name.
+        UnknownModelError: there is no model of that name.
         InvalidOptionsError: an option is unknown, has the wrong type, or is out of bounds.
     """
     return validated_options(name, _get(name).options, options)
@@ -73,7 +73,7 @@ def build(name: str, /, *, input_shape: Sequence[int], classes: int, seed: int =
         **options: the model's own, see `describe`.
 
     Raises:
-        UnknownStrategyError: there is no model of that name.
+        UnknownModelError: there is no model of that name.
         InvalidOptionsError: an option is unknown, has the wrong type or is out of bounds, or the model
             cannot take inputs of this shape.
     """
@@ -90,7 +90,5 @@ def build(name: str, /, *, input_shape: Sequence[int], classes: int, seed: int =
 
 def _get(name: str) -> Any:
     if name not in _models:
-        raise UnknownStrategyError(
-            f"Unknown model {name!r}.{nearest(str(name), names())} Models: {', '.join(names())}."
-        )
+        raise UnknownModelError(f"Unknown model {name!r}.{nearest(str(name), names())} Models: {', '.join(names())}.")
     return _models[name]

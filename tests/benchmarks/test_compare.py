@@ -185,7 +185,10 @@ def test_a_model_used_again_is_as_good_as_a_new_one(name):
         (benchmark_errors.InvalidComparisonError, {"model": None}),
         (benchmark_errors.InvalidDataError, {"train": X}),
         (benchmark_errors.InvalidDataError, {"train": (X, Y[:3])}),
-        (errors.UnknownStrategyError, {"workload": "digts", "model": None, "train": None, "validation": None}),
+        (
+            benchmark_errors.UnknownWorkloadError,
+            {"workload": "digts", "model": None, "train": None, "validation": None},
+        ),
     ],
 )
 def test_a_wrong_request_is_refused_before_anything_is_built(error, changes, tmp_path):

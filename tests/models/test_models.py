@@ -133,7 +133,7 @@ def test_wrong_options_are_refused_with_what_is_allowed(name, arguments, message
 
 def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(
-        trainstep.errors.UnknownStrategyError, match=r"Did you mean 'resnet'\?.*cnn, mlp, resnet, transformer"
+        trainstep.errors.UnknownModelError, match=r"Did you mean 'resnet'\?.*cnn, mlp, resnet, transformer"
     ):
         models.build("restnet", input_shape=(8, 8, 1), classes=3)
 
