@@ -50,7 +50,7 @@ def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, *,
 
     Under a distribution strategy this is the replica's share: the mean over its examples divided by
     the number of replicas. Keras 2 updates the metric named "loss" here; for Keras 3 see
-    `record_loss`.
+    `recorded_loss`.
     """
     arguments: dict[str, Any] = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
     # Keras 3.3 added the argument; a `compute_loss` a user wrote before may lack it.

@@ -8,6 +8,7 @@ import keras
 
 from trainstep import registry, saving
 from trainstep.declaration import Declaration, StrategyOptions, validated_options
+from trainstep.definition import check_composition, check_model_class, check_optimizer, stage_order, strategies_of
 from trainstep.errors import (
     AlreadyAppliedError,
     InvalidSpecError,
@@ -15,15 +16,7 @@ from trainstep.errors import (
     NotAppliedError,
     RepeatedStrategyError,
 )
-from trainstep.step import (
-    TRACES,
-    Strategy,
-    check_composition,
-    check_model_class,
-    check_optimizer,
-    stage_order,
-    strategies_of,
-)
+from trainstep.step import TRACES, Strategy
 
 Spec = str | Sequence[str] | Mapping[str, Mapping[str, Any] | StrategyOptions]
 """A name, several names, or a mapping from names to options."""

@@ -8,7 +8,8 @@ from typing import Any
 from trainstep import registry
 from trainstep.composition import Spec, compose
 from trainstep.declaration import Cost, StrategyOptions
-from trainstep.step import Strategy, hooks_used
+from trainstep.definition import hooks_used
+from trainstep.step import Strategy
 
 
 @dataclass(frozen=True)

@@ -25,20 +25,15 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import keras
 import tensorflow as tf
 
 from trainstep import _seam
-from trainstep.declaration import Declaration, Slot, validated_options
-from trainstep.errors import (
-    ModelConflictError,
-    NonFiniteGradientError,
-    OptimizerConflictError,
-    StrategyConflictError,
-    StrategyDefinitionError,
-)
+from trainstep.declaration import Slot
+from trainstep.definition import Declared, check_optimizer, strategies_of
+from trainstep.errors import NonFiniteGradientError
 
 Gradients = list[Any]
 
@@ -84,38 +79,18 @@ class Update(NamedTuple):
     samples: tf.Tensor
 
 
-_HOOKS = ("transform_batch", "compute_objective", "compute_gradients", "update_weights", "report_metrics")
-_HOST_HOOKS = ("attach_strategies", "detach_strategies", "finish_epoch", "loss_scale", "check_model")
-_RESERVED = (*_HOOKS, *_HOST_HOOKS, "strategy_options", "strategy_state", "acts_on_updates", "composes_objectives")
-_OWNED_BY_THE_ROOT = ("train_step", "fit", "train_on_batch", "compile", "__init__", "__new__")
-
 TRACES = "_trainstep_traces"
 
 # State belongs to an optimizer, like the slots it makes itself: a model compiled with a new one starts anew.
 _STATES: weakref.WeakKeyDictionary[Any, dict[str, dict[str, Any]]] = weakref.WeakKeyDictionary()
 
 
-class Strategy(_ModelBase):
+class Strategy(Declared, _ModelBase, root=True):
     """Base of all strategies, and the root that ends every hook.
 
     Not for use by itself: `trainstep.apply`, `trainstep.model_class`, or a strategy among the bases
     of a `keras.Model` subclass put it in front of the model's own class.
     """
-
-    declaration: ClassVar[Declaration]
-    strategy_options: Mapping[str, Any] = MappingProxyType({})
-    """Validated options by strategy name, outermost strategy first."""
-    acts_on_updates: ClassVar[bool] = False
-    """Whether a strategy stands between the gradients and the optimizer."""
-    composes_objectives: ClassVar[bool] = False
-    """Whether a strategy may put the loss together from several calls of `compute_loss`."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if issubclass(cls, keras.Model):
-            _define_model(cls)
-        else:
-            _define_strategy(cls)
 
     # --- Hooks: a strategy overrides these ---
 
@@ -323,108 +298,7 @@ def dense(gradient: Any) -> Any:
     return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, rows)
 
 
-# --- Model classes --------------------------------------------------------------------------------
-
-
-def strategies_of(model_class: type) -> list[type[Strategy]]:
-    """Return the strategies among the bases of `model_class`, outermost first."""
-    return [base for base in model_class.__mro__ if issubclass(base, Strategy) and "declaration" in vars(base)]
-
-
-def check_optimizer(model_class: type, optimizer: Any) -> None:
-    """Raise `OptimizerConflictError` where a setting of `optimizer` does a strategy's job again."""
-    settings = _seam.optimizer_settings(optimizer)
-    for strategy in strategies_of(model_class):
-        for setting, advice in strategy.declaration.replaces.items():
-            if setting in settings:
-                raise OptimizerConflictError(
-                    f"The optimizer has {setting}={settings[setting]!r} and the model the strategy "
-                    f"{strategy.declaration.name!r}, which does the same: it would be done twice. {advice}"
-                )
-
-
-def check_composition(strategies: list[type[Strategy]]) -> None:
-    """Raise `StrategyConflictError` where two of `strategies` declare that they cannot work together."""
-    names = {strategy.declaration.name for strategy in strategies}
-    for strategy in strategies:
-        for other, reason in strategy.declaration.conflicts.items():
-            if other in names:
-                raise StrategyConflictError(f"{strategy.declaration.name!r} and {other!r} cannot be combined: {reason}")
-
-
-def hooks_used(strategy: type[Strategy], options: Any) -> list[str]:
-    """Return the hooks in which `strategy` does something, with these options."""
-    passed_through = strategy.declaration.passes_through(options)
-    return [hook for hook in _HOOKS if hook in vars(strategy) and hook not in passed_through]
-
-
-def stage_order(strategy: type[Strategy]) -> tuple[int, str]:
-    """Sort key: by stage, and by name within one, so that listing order never matters."""
-    return strategy.declaration.stage, strategy.declaration.name
-
-
-def check_model_class(model_class: type) -> None:
-    """Raise `ModelConflictError` where the user's class and the strategies want the same name."""
-    for base in model_class.__mro__:
-        if issubclass(base, Strategy) or base.__module__.split(".")[0] in ("keras", "tensorflow", "builtins"):
-            continue
-        if "train_step" in vars(base):
-            raise ModelConflictError(
-                f"{base.__name__} overrides `train_step`, which strategies replace: its code would never run. "
-                "Move what is special in it to `compute_loss(x, y, y_pred, sample_weight)`, `compute_metrics` or "
-                "`call`, which strategies use, or register it as a strategy."
-            )
-        for name in _RESERVED:
-            if name in vars(base) and not (name == "strategy_options" and issubclass(model_class, Strategy)):
-                raise ModelConflictError(
-                    f"{base.__name__} defines `{name}`, which is the name of a hook of trainstep. Rename it."
-                )
-
-
-def _define_strategy(cls: type[Strategy]) -> None:
-    if not isinstance(vars(cls).get("declaration"), Declaration):
-        raise StrategyDefinitionError(f"{cls.__name__} must have a class attribute `declaration = Declaration(...)`.")
-    owned = [name for name in _OWNED_BY_THE_ROOT if name in vars(cls)]
-    if owned:
-        raise StrategyDefinitionError(
-            f"{cls.__name__} defines {owned[0]!r}, which belongs to the root of all strategies. "
-            f"Override a hook instead: {', '.join(_HOOKS)}."
-        )
-    if cls.declaration.neutral is None and not cls.declaration.why_not_neutral:
-        raise StrategyDefinitionError(
-            f"{cls.__name__} declares no `neutral` options: give those under which it equals 'standard', "
-            "or say in `why_not_neutral` why there are none."
-        )
-
-
-def _define_model(cls: Any) -> None:
-    strategies = strategies_of(cls)
-    check_composition(strategies)
-    check_model_class(cls)
-    in_order = sorted(strategies, key=stage_order)
-    if strategies != in_order or cls.train_step is not Strategy.train_step:  # keras.Model comes first, and wins.
-        raise StrategyDefinitionError(
-            f"The strategies of {cls.__name__} act in the order of its bases, which must be "
-            f"({', '.join(strategy.__name__ for strategy in in_order)}, ..., keras.Model)."
-        )
-    given = cls.strategy_options
-    names = [strategy.declaration.name for strategy in strategies]
-    unknown = set(given) - set(names)
-    if unknown:
-        raise StrategyDefinitionError(
-            f"`strategy_options` of {cls.__name__} names {sorted(unknown)}, not among its bases: "
-            f"{[strategy.declaration.name for strategy in strategies]}."
-        )
-    cls.strategy_options = MappingProxyType(
-        {
-            name: validated_options(name, strategy.declaration.options, given.get(name, {}))
-            for name, strategy in zip(names, strategies, strict=True)
-        }
-    )
-    for strategy in strategies:
-        for hook in hooks_used(strategy, cls.strategy_options[strategy.declaration.name]):
-            cls.acts_on_updates |= hook == "update_weights"
-            cls.composes_objectives |= hook == "compute_objective"
+# --- State ---
 
 
 def _slots(cls: Any) -> dict[str, Mapping[str, Slot]]:

@@ -1,0 +1,143 @@
+"""What makes a class a strategy, and a model class one that strategies can train: checked when the class is made."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import keras
+
+from trainstep import _seam
+from trainstep.declaration import Declaration, validated_options
+from trainstep.errors import (
+    ModelConflictError,
+    OptimizerConflictError,
+    StrategyConflictError,
+    StrategyDefinitionError,
+)
+
+HOOKS = ("transform_batch", "compute_objective", "compute_gradients", "update_weights", "report_metrics")
+HOST_HOOKS = ("attach_strategies", "detach_strategies", "finish_epoch", "loss_scale", "check_model")
+RESERVED = (*HOOKS, *HOST_HOOKS, "strategy_options", "strategy_state", "acts_on_updates", "composes_objectives")
+OWNED_BY_THE_ROOT = ("train_step", "fit", "train_on_batch", "compile", "__init__", "__new__")
+
+
+class Declared:
+    """What strategies, and models with strategies, say of themselves as classes."""
+
+    declaration: ClassVar[Declaration]
+    strategy_options: Mapping[str, Any] = MappingProxyType({})
+    """Validated options by strategy name, outermost strategy first."""
+    acts_on_updates: ClassVar[bool] = False
+    """Whether a strategy stands between the gradients and the optimizer."""
+    composes_objectives: ClassVar[bool] = False
+    """Whether a strategy may put the loss together from several calls of `compute_loss`."""
+
+    def __init_subclass__(cls, *, root: bool = False, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if issubclass(cls, keras.Model):
+            _define_model(cls)
+        elif not root:
+            _define_strategy(cls)
+
+
+def strategies_of(model_class: type) -> list[Any]:
+    """Return the strategies among the bases of `model_class`, outermost first."""
+    return [base for base in model_class.__mro__ if issubclass(base, Declared) and "declaration" in vars(base)]
+
+
+def check_optimizer(model_class: type, optimizer: Any) -> None:
+    """Raise `OptimizerConflictError` where a setting of `optimizer` does a strategy's job again."""
+    settings = _seam.optimizer_settings(optimizer)
+    for strategy in strategies_of(model_class):
+        for setting, advice in strategy.declaration.replaces.items():
+            if setting in settings:
+                raise OptimizerConflictError(
+                    f"The optimizer has {setting}={settings[setting]!r} and the model the strategy "
+                    f"{strategy.declaration.name!r}, which does the same: it would be done twice. {advice}"
+                )
+
+
+def check_composition(strategies: list[Any]) -> None:
+    """Raise `StrategyConflictError` where two of `strategies` declare that they cannot work together."""
+    names = {strategy.declaration.name for strategy in strategies}
+    for strategy in strategies:
+        for other, reason in strategy.declaration.conflicts.items():
+            if other in names:
+                raise StrategyConflictError(f"{strategy.declaration.name!r} and {other!r} cannot be combined: {reason}")
+
+
+def hooks_used(strategy: Any, options: Any) -> list[str]:
+    """Return the hooks in which `strategy` does something, with these options."""
+    passed_through = strategy.declaration.passes_through(options)
+    return [hook for hook in HOOKS if hook in vars(strategy) and hook not in passed_through]
+
+
+def stage_order(strategy: Any) -> tuple[int, str]:
+    """Sort key: by stage, and by name within one, so that listing order never matters."""
+    return strategy.declaration.stage, strategy.declaration.name
+
+
+def check_model_class(model_class: type) -> None:
+    """Raise `ModelConflictError` where the user's class and the strategies want the same name."""
+    for base in model_class.__mro__:
+        if issubclass(base, Declared) or base.__module__.split(".")[0] in ("keras", "tensorflow", "builtins"):
+            continue
+        if "train_step" in vars(base):
+            raise ModelConflictError(
+                f"{base.__name__} overrides `train_step`, which strategies replace: its code would never run. "
+                "Move what is special in it to `compute_loss(x, y, y_pred, sample_weight)`, `compute_metrics` or "
+                "`call`, which strategies use, or register it as a strategy."
+            )
+        for name in RESERVED:
+            if name in vars(base) and not (name == "strategy_options" and issubclass(model_class, Declared)):
+                raise ModelConflictError(
+                    f"{base.__name__} defines `{name}`, which is the name of a hook of trainstep. Rename it."
+                )
+
+
+def _define_strategy(cls: Any) -> None:
+    if not isinstance(vars(cls).get("declaration"), Declaration):
+        raise StrategyDefinitionError(f"{cls.__name__} must have a class attribute `declaration = Declaration(...)`.")
+    owned = [name for name in OWNED_BY_THE_ROOT if name in vars(cls)]
+    if owned:
+        raise StrategyDefinitionError(
+            f"{cls.__name__} defines {owned[0]!r}, which belongs to the root of all strategies. "
+            f"Override a hook instead: {', '.join(HOOKS)}."
+        )
+    if cls.declaration.neutral is None and not cls.declaration.why_not_neutral:
+        raise StrategyDefinitionError(
+            f"{cls.__name__} declares no `neutral` options: give those under which it equals 'standard', "
+            "or say in `why_not_neutral` why there are none."
+        )
+
+
+def _define_model(cls: Any) -> None:
+    strategies = strategies_of(cls)
+    check_composition(strategies)
+    check_model_class(cls)
+    in_order = sorted(strategies, key=stage_order)
+    owner = next(base for base in cls.__mro__ if "train_step" in vars(base))
+    root_steps = issubclass(owner, Declared) and not issubclass(owner, keras.Model)
+    if strategies != in_order or not root_steps:  # A Keras class comes before the strategies, and its step wins.
+        raise StrategyDefinitionError(
+            f"The strategies of {cls.__name__} act in the order of its bases, which must be "
+            f"({', '.join(strategy.__name__ for strategy in in_order)}, ..., keras.Model)."
+        )
+    given = cls.strategy_options
+    names = [strategy.declaration.name for strategy in strategies]
+    unknown = set(given) - set(names)
+    if unknown:
+        raise StrategyDefinitionError(
+            f"`strategy_options` of {cls.__name__} names {sorted(unknown)}, not among its bases: "
+            f"{[strategy.declaration.name for strategy in strategies]}."
+        )
+    cls.strategy_options = MappingProxyType(
+        {
+            name: validated_options(name, strategy.declaration.options, given.get(name, {}))
+            for name, strategy in zip(names, strategies, strict=True)
+        }
+    )
+    for strategy in strategies:
+        for hook in hooks_used(strategy, cls.strategy_options[strategy.declaration.name]):
+            cls.acts_on_updates |= hook == "update_weights"
+            cls.composes_objectives |= hook == "compute_objective"
