@@ -666,3 +666,28 @@ def test_state_is_in_the_optimizer_and_not_in_the_weights(name):
     slots = declaration(name).state(options)
     count = sum(len(model.trainable_variables) if slot.per_weight else 1 for slot in slots.values())
     assert len(optimizer_variables(model.optimizer)) == len(optimizer_variables(plain_model.optimizer)) + count
+
+
+# --- 8: saved, loaded, trained on -------------------------------------------------------------------------------------
+
+
+def trained_by_batch(model: keras.Model, batches: range) -> None:
+    for start in batches:
+        model.train_on_batch(X[start : start + BATCH], Y[start : start + BATCH])
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
+def test_saved_in_the_middle_loaded_and_trained_on_is_never_stopped(name, options, tmp_path):
+    """After five batches, in the middle of a window; the optimizer's slots and the strategy's state included."""
+    workload = Workload(dense, X, Y, compiled(optimizer=lambda: keras.optimizers.Adam(0.01)))
+    whole, first = prepared(workload, name, options), prepared(workload, name, options)
+    trained_by_batch(whole, range(0, 10 * 2, 2))
+    trained_by_batch(first, range(0, 5 * 2, 2))
+    first.save(tmp_path / "model.keras")
+    second = keras.models.load_model(tmp_path / "model.keras")
+    assert trainstep.applied(second) == trainstep.applied(first)
+    trained_by_batch(second, range(5 * 2, 10 * 2, 2))
+    tf.nest.map_structure(np.testing.assert_array_equal, second.get_weights(), whole.get_weights())
+    tf.nest.map_structure(
+        np.testing.assert_array_equal, optimizer_variables(second.optimizer), optimizer_variables(whole.optimizer)
+    )

@@ -1,5 +1,7 @@
 """Defects known from other systems, each as the truth that has to hold here."""
 
+import subprocess
+import sys
 import time
 
 import keras
@@ -262,3 +264,39 @@ def test_a_step_of_the_control_is_not_slower_than_of_keras_by_an_order():
         return time.perf_counter() - start
 
     assert seconds("standard") < 5 * seconds(None) + 1
+
+
+LOADS = """
+import sys, numpy as np, trainstep, keras
+folder = sys.argv[1]
+model = keras.models.load_model(folder + "/model.keras")
+x, y = np.load(folder + "/x.npy"), np.load(folder + "/y.npy")
+for start in range(10, 20, 2):
+    model.train_on_batch(x[start:start + 2], y[start:start + 2])
+np.savez(folder + "/weights.npz", *model.get_weights())
+print(*trainstep.applied(model))
+"""
+
+
+def test_a_class_made_at_run_time_loads_in_a_new_process(tmp_path):
+    """Trap 18: "Could not locate class". The whole stack, saved inside a window, goes on as if never stopped."""
+    spec = {
+        "adversarial": {"epsilon": 0.1, "random_start": True},
+        "gradient_accumulation": {"steps": 4},
+        "mixed_precision": {"dtype": "float16"},
+        "gradient_clipping": {"global_clipnorm": 0.5},
+    }
+    model = prepared(Workload(dense, X, Y, lambda: {"optimizer": keras.optimizers.Adam(0.01), "loss": "mse"}), spec)
+    for start in range(0, 20, 2):
+        if start == 10:  # Five batches: one whole window, and one batch of the next.
+            model.save(tmp_path / "model.keras")
+        model.train_on_batch(X[start : start + 2], Y[start : start + 2])
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "y.npy", Y)
+    done = subprocess.run(
+        [sys.executable, "-c", LOADS, str(tmp_path)], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["adversarial", "gradient_accumulation", "mixed_precision", "gradient_clipping"]
+    with np.load(tmp_path / "weights.npz") as loaded:
+        tf.nest.map_structure(np.testing.assert_array_equal, list(loaded.values()), model.get_weights())
