@@ -34,9 +34,11 @@ def checked(source: Source, name: str) -> Source:
         name: what to call it in an error.
 
     Raises:
-        InvalidDataError: it is something else, has no labels, or its arrays differ in length.
+        InvalidDataError: it is something else, has no labels, its arrays differ in length, or the dataset
+            is not batched, is empty, or never ends.
     """
     if isinstance(source, tf.data.Dataset):
+        _check_dataset(source, name)
         return source
     if not (isinstance(source, tuple) and len(source) in (2, 3)):
         raise InvalidDataError(
@@ -80,6 +82,24 @@ def validation_batches(source: Source, batch_size: int) -> tf.data.Dataset:
 def first_batch(source: Source, batch_size: int) -> Any:
     """Return one (x, y) or (x, y, sample_weight) of tensors."""
     return next(iter(validation_batches(source, batch_size)))
+
+
+def _check_dataset(dataset: tf.data.Dataset, name: str) -> None:
+    elements = dataset.element_spec
+    if not (isinstance(elements, tuple) and len(elements) in (2, 3)):
+        raise InvalidDataError(
+            f"The dataset `{name}` must yield (x, y) or (x, y, sample_weight), not {_kind(elements)}: {elements}."
+        )
+    if any(tensor.shape.rank == 0 for tensor in tf.nest.flatten(elements)):
+        raise InvalidDataError(f"The dataset `{name}` yields single examples. Batch it: `{name}.batch(32)`.")
+    size = int(dataset.cardinality())
+    if size == 0:
+        raise InvalidDataError(f"The dataset `{name}` is empty.")
+    if size == tf.data.INFINITE_CARDINALITY:
+        raise InvalidDataError(
+            f"The dataset `{name}` never ends, so it has no epochs. Leave out its `repeat()`, or end it: "
+            f"`{name}.take(batches)`."
+        )
 
 
 def _array(value: Any) -> np.ndarray:

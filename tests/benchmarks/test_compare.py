@@ -17,6 +17,7 @@ from trainstep.benchmarks.runner import Trainer
 generator = np.random.default_rng(0)
 X = generator.normal(size=(22, 4)).astype("float32")
 Y = (X.sum(axis=1) > 0).astype("int64")
+DATASET = tf.data.Dataset.from_tensor_slices((X, Y))
 DATA = {"train": (X, Y), "validation": (X[:10], Y[:10])}
 
 
@@ -185,6 +186,10 @@ def test_a_model_used_again_is_as_good_as_a_new_one(name):
         (benchmark_errors.InvalidComparisonError, {"model": None}),
         (benchmark_errors.InvalidDataError, {"train": X}),
         (benchmark_errors.InvalidDataError, {"train": (X, Y[:3])}),
+        (benchmark_errors.InvalidDataError, {"train": DATASET}),
+        (benchmark_errors.InvalidDataError, {"train": DATASET.batch(4).take(0)}),
+        (benchmark_errors.InvalidDataError, {"train": DATASET.batch(4).repeat()}),
+        (benchmark_errors.InvalidDataError, {"validation": DATASET.batch(4).map(lambda x, y: x)}),
         (
             benchmark_errors.UnknownWorkloadError,
             {"workload": "digts", "model": None, "train": None, "validation": None},
