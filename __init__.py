@@ -5,7 +5,7 @@ model.compile(...)
 model.fit(...)
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainstep import errors, models
 from trainstep.composition import applied, apply, model_class, remove
@@ -20,6 +20,9 @@ from trainstep.strategies import (
     MixedPrecision,
     Standard,
 )
+
+if TYPE_CHECKING:
+    from trainstep.benchmarks.compare import compare
 
 __version__ = "0.1.0"
 
@@ -55,8 +58,9 @@ __all__ = [
 ]
 
 
-def compare(*args: Any, **kwargs: Any) -> Any:
-    """Train one model by several strategies and compare; see `trainstep.benchmarks.compare`."""
-    from trainstep.benchmarks.compare import compare as run  # Only who compares pays for plots and tables.
+def __getattr__(name: str) -> Any:
+    if name == "compare":  # Only who compares pays for the import of plots and tables.
+        from trainstep.benchmarks.compare import compare
 
-    return run(*args, **kwargs)
+        return compare
+    raise AttributeError(f"module 'trainstep' has no attribute {name!r}")

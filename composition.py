@@ -169,6 +169,11 @@ def applied(model: Any, /) -> dict[str, StrategyOptions]:
 def _refuse_second(model_type: type) -> None:
     if issubclass(model_type, Strategy):
         present = [strategy.declaration.name for strategy in strategies_of(model_type)]
+        if not saving.is_generated(model_type):
+            raise AlreadyAppliedError(
+                f"{model_type.__name__} has strategies among its bases already: {', '.join(present)}. Add the others "
+                "there: model_class(keras.Model, [...])."
+            )
         raise AlreadyAppliedError(
             f"The model has strategies already: {', '.join(present)}. To change them, call trainstep.remove(model), "
             "then apply all of them at once: apply(model, {"

@@ -106,8 +106,7 @@ def validated_options(name: str, schema: type[Schema], options: Any) -> Schema:
                 known = list(schema.model_fields)
                 hint = nearest(place, known)
                 lines.append(f"unknown option {place!r}.{hint} Options: {', '.join(known) or 'none'}.")
-            elif place:
-                lines.append(f"{place}: {problem['msg']}. Given: {problem['input']!r}.")
             else:
-                lines.append(f"{problem['msg']}.")
+                message = problem["msg"].removeprefix("Value error, ")
+                lines.append(f"{place}: {message}. Given: {problem['input']!r}." if place else f"{message}.")
         raise InvalidOptionsError(f"{name}: " + " ".join(lines)) from error

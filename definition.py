@@ -20,6 +20,12 @@ HOST_HOOKS = ("attach_strategies", "detach_strategies", "finish_epoch", "loss_sc
 RESERVED = (*HOOKS, *HOST_HOOKS, "strategy_options", "strategy_state", "acts_on_updates", "composes_objectives")
 OWNED_BY_THE_ROOT = ("train_step", "fit", "train_on_batch", "compile", "__init__", "__new__")
 
+_OWN_TRAIN_STEP = (
+    "{} overrides `train_step`, which strategies replace: its code would never run. Move what is special in it to "
+    "`compute_loss(x, y, y_pred, sample_weight)`, `compute_metrics` or `call`, which strategies use, or register it "
+    "as a strategy."
+)
+
 
 class Declared:
     """What strategies, and models with strategies, say of themselves as classes."""
@@ -83,11 +89,7 @@ def check_model_class(model_class: type) -> None:
         if issubclass(base, Declared) or base.__module__.split(".")[0] in ("keras", "tensorflow", "builtins"):
             continue
         if "train_step" in vars(base):
-            raise ModelConflictError(
-                f"{base.__name__} overrides `train_step`, which strategies replace: its code would never run. "
-                "Move what is special in it to `compute_loss(x, y, y_pred, sample_weight)`, `compute_metrics` or "
-                "`call`, which strategies use, or register it as a strategy."
-            )
+            raise ModelConflictError(_OWN_TRAIN_STEP.format(base.__name__))
         for name in RESERVED:
             if name in vars(base) and not (name == "strategy_options" and issubclass(model_class, Declared)):
                 raise ModelConflictError(
@@ -117,6 +119,8 @@ def _define_model(cls: Any) -> None:
     check_model_class(cls)
     in_order = sorted(strategies, key=stage_order)
     owner = next(base for base in cls.__mro__ if "train_step" in vars(base))
+    if owner is cls:
+        raise ModelConflictError(_OWN_TRAIN_STEP.format(cls.__name__))
     root_steps = issubclass(owner, Declared) and not issubclass(owner, keras.Model)
     if strategies != in_order or not root_steps:  # A Keras class comes before the strategies, and its step wins.
         raise StrategyDefinitionError(

@@ -149,10 +149,15 @@ class Description:
     notes: dict[str, str]
     """What it combines with in a way worth knowing, and how."""
 
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
     def __str__(self) -> str:
         lines = [self.name, "", self.text, "", "Options:"]
         for name, field in self.options.get("properties", {}).items():
-            lines.append(f"  {name} (default: {field.get('default')!r})")
+            choices = [choice for each in field.get("anyOf", [field]) for choice in each.get("enum", [])]
+            allowed = f"; one of {', '.join(map(repr, choices))}" if choices else ""
+            lines.append(f"  {name} (default: {field.get('default')!r}{allowed})")
             lines.append(f"      {field.get('description', '')}")
         if not self.options.get("properties"):
             lines.append("  none")

@@ -50,6 +50,8 @@ def get(name: str) -> type[Strategy]:
         UnknownStrategyError: there is none; the message names the nearest and all there are.
     """
     _load_plugins()
+    if not isinstance(name, str):
+        raise UnknownStrategyError(f"A strategy is called by its name, not {name!r}. Names: {', '.join(names())}.")
     if name in _strategies:
         return _strategies[name]
     failure = f" The plugin {name!r} could not be loaded: {_failures[name]}." if name in _failures else ""

@@ -33,7 +33,7 @@ import tensorflow as tf
 from trainstep import _seam
 from trainstep.declaration import Slot
 from trainstep.definition import Declared, check_optimizer, strategies_of
-from trainstep.errors import NonFiniteGradientError
+from trainstep.errors import ModelConflictError, NonFiniteGradientError
 
 Gradients = list[Any]
 
@@ -82,7 +82,7 @@ class Update(NamedTuple):
 TRACES = "_trainstep_traces"
 
 # State belongs to an optimizer, like the slots it makes itself: a model compiled with a new one starts anew.
-_STATES: weakref.WeakKeyDictionary[Any, dict[str, dict[str, Any]]] = weakref.WeakKeyDictionary()
+_STATES: "weakref.WeakKeyDictionary[Any, _State]" = weakref.WeakKeyDictionary()
 
 
 class Strategy(Declared, _ModelBase, root=True):
@@ -163,12 +163,11 @@ class Strategy(Declared, _ModelBase, root=True):
     @property
     def strategy_state(self) -> dict[str, dict[str, Any]]:
         """State variables by strategy name and slot name; created, in the optimizer, when first needed."""
-        state = _STATES.get(self.optimizer)
-        if state is None:
+        known = _STATES.get(self.optimizer)
+        if known is None:
             with tf.init_scope():
-                state = _create_state(self)
-            _STATES[self.optimizer] = state
-        return state
+                known = _STATES[self.optimizer] = _State(list(self.trainable_variables), _create_state(self))
+        return known.of(self.trainable_variables)
 
     # --- What wraps Keras's own entry points ---
 
@@ -299,6 +298,29 @@ def dense(gradient: Any) -> Any:
 
 
 # --- State ---
+
+
+class _State(NamedTuple):
+    """State variables by strategy name and slot name, and the weights they were made for."""
+
+    weights: list[Any]
+    variables: dict[str, dict[str, Any]]
+
+    def of(self, weights: list[Any]) -> dict[str, dict[str, Any]]:
+        """Return the variables for `weights`: all there were at first, or fewer where layers were frozen since."""
+        if [id(weight) for weight in weights] == [id(weight) for weight in self.weights]:
+            return self.variables
+        places = {id(weight): place for place, weight in enumerate(self.weights)}
+        if any(id(weight) not in places for weight in weights):
+            raise ModelConflictError(
+                "Layers were unfrozen, and the optimizer was made without them. Compile the model with a new optimizer."
+            )
+        chosen = [places[id(weight)] for weight in weights]
+
+        def select(slot: Any) -> Any:
+            return [slot[place] for place in chosen] if isinstance(slot, list) else slot
+
+        return {name: {key: select(slot) for key, slot in slots.items()} for name, slots in self.variables.items()}
 
 
 def _slots(cls: Any) -> dict[str, Mapping[str, Slot]]:

@@ -30,7 +30,7 @@ class SpecError(typer.BadParameter):
 def parse_spec(text: str) -> dict[str, dict[str, Any]]:
     """Return strategies with their options by name, from text such as `adversarial:epsilon=0.1+gradient_clipping`.
 
-    A value is read as JSON where it is JSON (0.1, true, null, [0, 1], "text", Infinity), else as it stands.
+    A value is read as JSON (0.1, true, null, [0, 1], "text") or as Python writes it (.1, inf, True), else as it stands.
 
     Raises:
         SpecError: the text does not keep to the syntax; the message says where.
@@ -55,16 +55,30 @@ def _parse_options(name: str, text: str) -> dict[str, Any]:
     for part in _split(text, ","):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not (key and equals and value):
+            if "(" in text:
+                raise SpecError(f"Write lists in the options of {name!r} with brackets: [0, 1], not (0, 1).")
             raise SpecError(f"{part.strip()!r} in the options of {name!r} is not OPTION=VALUE. Written: {SYNTAX}.")
         if key in options:
             raise SpecError(f"The option {key!r} of {name!r} is there twice.")
-        try:
-            options[key] = json.loads(value)
-        except json.JSONDecodeError:
-            if value[0] in "[{\"'":
-                raise SpecError(f"The value of {key!r} of {name!r} is not valid JSON: {value}") from None
-            options[key] = value
+        options[key] = _parse_value(key, name, value)
     return options
+
+
+def _parse_value(key: str, name: str, value: str) -> Any:
+    try:
+        return json.loads(_PYTHON_AS_JSON.get(value, value))
+    except json.JSONDecodeError:
+        if value[0] in "[{\"'":
+            raise SpecError(f"The value of {key!r} of {name!r} is not valid JSON: {value}") from None
+        if value[0] == "(":
+            raise SpecError(f"Write the value of {key!r} of {name!r} with brackets: [0, 1], not (0, 1).") from None
+    try:
+        return float(value)  # Such as .1 and inf.
+    except ValueError:
+        return value
+
+
+_PYTHON_AS_JSON = {"True": "true", "False": "false", "None": "null"}
 
 
 def _split(text: str, separator: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,7 +15,7 @@ from trainstep.benchmarks.errors import InvalidComparisonError
 from trainstep.benchmarks.result import Settings
 from trainstep.benchmarks.runner import Task
 from trainstep.benchmarks.workload import Workload
-from trainstep.composition import Composition, Spec, compose
+from trainstep.composition import Composition, Spec, applied, compose
 from trainstep.declaration import validated_options
 from trainstep.errors import InvalidSpecError, NotAModelError, UnknownStrategyError
 
@@ -65,7 +65,7 @@ def _composed(label: Any, spec: Any) -> Composition:
 
 def seeds(given: int | Sequence[int]) -> list[int]:
     """Return the seeds: as many as asked for, from 0 on, or those given."""
-    chosen = list(range(given)) if isinstance(given, int) else list(given)
+    chosen = list(range(given)) if isinstance(given, int) else list(given) if isinstance(given, Iterable) else []
     if not chosen or len(set(chosen)) < len(chosen) or not all(isinstance(s, int) and 0 <= s < 2**31 for s in chosen):
         raise InvalidComparisonError(
             f"`seeds` is how many, at least 1, or different integers from 0 to 2**31 - 1, not {given!r}."
@@ -152,6 +152,11 @@ def _builder(model: Any) -> Callable[[int], Any]:
 
     def build(seed: int) -> Any:
         built = model(seed=seed) if takes_seed else model()
+        if applied(built):
+            raise NotAModelError(
+                f"`model` must return a new, plain model for each run, and {built.name!r} has strategies already: "
+                f"{', '.join(applied(built))}. Build it inside the function; `strategies` says how it is trained."
+            )
         if not isinstance(built, keras.Model):
             raise NotAModelError(f"`model` must return a keras.Model, not {type(built).__name__} {built!r}.")
         return built

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from trainstep.benchmarks.errors import InvalidDataError
+from trainstep.benchmarks.errors import InvalidComparisonError, InvalidDataError
 
 
 class _Record(BaseModel):
@@ -72,7 +72,18 @@ class Cell(_Record):
 
 
 def free_folder(folder: Path) -> Path:
-    """Return `folder`, made where needed, or a new one in it, named by date and time, where it holds results."""
+    """Return `folder`, made where needed, or a new one in it, named by date and time, where it holds results.
+
+    Raises:
+        InvalidComparisonError: it cannot be made, or is a file.
+    """
+    try:
+        return _free_folder(folder)
+    except OSError as error:
+        raise InvalidComparisonError(f"Nothing can be written to output={str(folder)!r}: {error.strerror}.") from error
+
+
+def _free_folder(folder: Path) -> Path:
     taken = any((folder / name).exists() for name in ("results.jsonl", "report.html"))
     if not taken:
         folder.mkdir(parents=True, exist_ok=True)

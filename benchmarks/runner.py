@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -132,9 +133,15 @@ def run_cell(trainer: Trainer, cell: Cell, on_epoch: Callable[[], None]) -> Cell
 
 
 def first_line(error: BaseException) -> str:
-    """Return the class of `error` and the first line of its message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """Return the class of `error` and the line of its message that says what happened."""
+    text = re.sub(r"\x1b\[\d+m", "", str(error))  # Keras prints some messages in bold.
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    nodes = [index for index, line in enumerate(lines) if line.startswith("[[{{node")]
+    if nodes and nodes[0] > 0:  # TensorFlow puts the message after the stack of the operation, before its name.
+        lines = lines[nodes[0] - 1 :]
+    elif len(lines) > 1 and lines[0].startswith(("Exception encountered when calling", "Graph execution error")):
+        lines = lines[1:]
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -137,7 +137,10 @@ def batches(shape: tuple[int, ...], size: int, steps: int) -> tf.data.Dataset:
     rng = np.random.default_rng(0)
     x = rng.random((size * steps, *shape), dtype="float32")
     y = rng.integers(0, 10, size * steps)
-    return tf.data.Dataset.from_tensor_slices((x, y)).batch(size).cache().prefetch(2)
+    # Its autotuning sleeps 10, 20, 40 ... ms between looks, and the end of an epoch may wait for it to wake up.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(size).cache().prefetch(2).with_options(options)
 
 
 def measure(

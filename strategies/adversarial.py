@@ -60,7 +60,10 @@ class AdversarialOptions(StrategyOptions):
         default="inference", description="Mode of dropout and batch norm while the attack looks for its example."
     )
     inputs: tuple[str, ...] | None = Field(
-        default=None, strict=False, description="Names of the inputs to perturb; None: all of a floating dtype."
+        default=None,
+        strict=False,
+        min_length=1,
+        description="Names of the inputs to perturb; None: all of a floating dtype.",
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the random start.")
 

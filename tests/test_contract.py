@@ -668,6 +668,21 @@ def test_state_is_in_the_optimizer_and_not_in_the_weights(name):
     assert len(optimizer_variables(model.optimizer)) == len(optimizer_variables(plain_model.optimizer)) + count
 
 
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
+def test_a_layer_may_be_frozen_between_fits_and_the_optimizer_stay(name, options):
+    """The optimizer's slots and the strategy's state belong to weights, not to their places in a list."""
+    optimizer = keras.optimizers.Adam(0.01)
+    model = prepared(simple(), name, options, optimizer=optimizer)
+    fitted(model, simple(), epochs=1)
+    model.layers[0].trainable = False
+    frozen_weights = model.layers[0].get_weights()
+    others = model.layers[-1].get_weights()
+    model.compile(optimizer, "mse")
+    assert is_finite(fitted(model, simple(), epochs=1))
+    tf.nest.map_structure(np.testing.assert_array_equal, model.layers[0].get_weights(), frozen_weights)
+    assert not np.array_equal(model.layers[-1].get_weights()[0], others[0])
+
+
 # --- 8: saved, loaded, trained on -------------------------------------------------------------------------------------
 
 

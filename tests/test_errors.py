@@ -40,6 +40,29 @@ def test_an_unknown_strategy_is_named_with_the_nearest_and_all_there_are(functio
     )
 
 
+def test_a_class_in_place_of_a_name_is_refused():
+    with pytest.raises(errors.UnknownStrategyError, match="called by its name, not"):
+        trainstep.get(trainstep.Standard)
+
+
+def test_a_train_step_of_ones_own_behind_model_class_is_named():
+    with pytest.raises(errors.ModelConflictError, match="Net overrides `train_step`"):
+        type("Net", (trainstep.model_class(keras.Model, "standard"),), {"train_step": lambda self, data: {}})
+
+
+def test_strategies_among_the_bases_are_not_removed_but_added_to():
+    class Net(trainstep.model_class(keras.Model, "standard")):
+        pass
+
+    with pytest.raises(errors.AlreadyAppliedError, match="Net has strategies among its bases already: standard"):
+        trainstep.apply(Net(), "adversarial")
+
+
+def test_an_empty_list_of_inputs_is_refused():
+    with pytest.raises(errors.InvalidOptionsError, match="adversarial: inputs"):
+        trainstep.plan("adversarial", inputs=[])
+
+
 def test_where_nothing_is_near_nothing_is_suggested():
     with pytest.raises(errors.UnknownStrategyError) as caught:
         trainstep.get("qqq")

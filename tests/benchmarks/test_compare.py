@@ -181,6 +181,7 @@ def test_a_model_used_again_is_as_good_as_a_new_one(name):
         (errors.NotAModelError, {"model": 3}),
         (benchmark_errors.InvalidComparisonError, {"seeds": 0}),
         (benchmark_errors.InvalidComparisonError, {"seeds": [1, 1]}),
+        (benchmark_errors.InvalidComparisonError, {"seeds": 1.5}),
         (benchmark_errors.InvalidComparisonError, {"epochs": 0}),
         (benchmark_errors.InvalidComparisonError, {"workload": "digits_cnn"}),
         (benchmark_errors.InvalidComparisonError, {"model": None}),
@@ -203,6 +204,25 @@ def test_a_wrong_request_is_refused_before_anything_is_built(error, changes, tmp
     with pytest.raises(error):
         compared(**{"model": never, "output": tmp_path / "out", **changes})
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(benchmark_errors.InvalidComparisonError, match="Nothing can be written to output="):
+        compared(output=tmp_path / "file")
+
+
+def test_a_builder_that_returns_one_model_again_is_told_so():
+    model = build()
+    with pytest.raises(errors.NotAModelError, match="a new, plain model for each run"):
+        request.task_of_user(lambda: trainstep.apply(model, "standard"), (X, Y), (X, Y), {}).build(0)
+
+
+def test_the_reason_of_a_failure_is_what_happened_and_not_what_keras_wraps_it_in():
+    [shapes] = compared(train=(X[:, :3], Y)).cells
+    assert "Input 0 of layer" in shapes.failure
+    [labels] = compared(train=(X, Y + 7)).cells
+    assert "Received a label value of 8" in labels.failure
 
 
 def test_digits_are_the_same_at_every_call():
