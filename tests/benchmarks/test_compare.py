@@ -220,7 +220,7 @@ def test_a_builder_that_returns_one_model_again_is_told_so():
 
 def test_the_reason_of_a_failure_is_what_happened_and_not_what_keras_wraps_it_in():
     [shapes] = compared(train=(X[:, :3], Y)).cells
-    assert "Input 0 of layer" in shapes.failure
+    assert "is incompatible with the layer" in shapes.failure
     [labels] = compared(train=(X, Y + 7)).cells
     assert "Received a label value of 8" in labels.failure
 
