@@ -139,6 +139,8 @@ def first_line(error: BaseException) -> str:
     nodes = [index for index, line in enumerate(lines) if line.startswith("[[{{node")]
     if nodes and nodes[0] > 0:  # TensorFlow puts the message after the stack of the operation, before its name.
         lines = lines[nodes[0] - 1 :]
+    elif lines and lines[0].startswith("in user code"):  # Autograph quotes the code, then the error it re-raises.
+        lines = [line.split(": ", 1)[1] for line in lines if re.match(r"\w+(\.\w+)*Error: ", line)] or lines
     elif len(lines) > 1 and lines[0].startswith(("Exception encountered when calling", "Graph execution error")):
         lines = lines[1:]
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
