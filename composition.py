@@ -81,7 +81,8 @@ def model_class(base: type[ModelT], spec: Spec, /, **options: Any) -> type[Model
         **options: see `compose`.
 
     Returns:
-        The class; one and the same for equal arguments, however the names are ordered.
+        The class; one and the same for equal arguments, however the names are ordered, until it is
+        called with the inputs and outputs of a functional model.
     """
     if not (isinstance(base, type) and issubclass(base, keras.Model)):
         raise NotAModelError(f"`model_class` takes keras.Model or a subclass, not {base!r}.")
@@ -90,7 +91,9 @@ def model_class(base: type[ModelT], spec: Spec, /, **options: Any) -> type[Model
     composition = compose(spec, **options)
     key = repr([(strategy.declaration.name, choice) for strategy, choice in composition.items()])
     known = _classes.setdefault(base, {})
-    if key not in known:
+    # Called with inputs and outputs, a class of `keras.Model` has this base exchanged by Keras, for good. It makes
+    # functional models from then on; who wants to inherit from it needs one that still has the base.
+    if key not in known or base not in known[key].__bases__:
         namespace = {
             "strategy_options": {strategy.declaration.name: choice for strategy, choice in composition.items()},
             "__doc__": base.__doc__,

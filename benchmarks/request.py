@@ -152,7 +152,7 @@ def _builder(model: Any) -> Callable[[int], Any]:
 
     def build(seed: int) -> Any:
         built = model(seed=seed) if takes_seed else model()
-        if applied(built):
+        if isinstance(built, keras.Model) and applied(built):
             raise NotAModelError(
                 f"`model` must return a new, plain model for each run, and {built.name!r} has strategies already: "
                 f"{', '.join(applied(built))}. Build it inside the function; `strategies` says how it is trained."

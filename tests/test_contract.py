@@ -646,6 +646,22 @@ def test_model_class_of_keras_model_makes_functional_models():
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_base_class_stays_one_after_a_functional_model_was_made_of_it(name):
+    x = keras.Input((6,))
+    trainstep.model_class(keras.Model, name)(x, keras.layers.Dense(1)(x))
+
+    class Net(trainstep.model_class(keras.Model, name)):
+        def __init__(self):
+            super().__init__()
+            self.out = keras.layers.Dense(1)
+
+        def call(self, x):
+            return self.out(x)
+
+    assert is_finite(run(Workload(Net, X, Y), fit={"epochs": 1}))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_evaluate_and_predict_are_those_of_keras(name, assert_close):
     model = prepared(KINDS["functional"], name)
     mine = model.evaluate(X, Y, verbose=0), model.predict(X, verbose=0)
