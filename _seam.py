@@ -278,6 +278,12 @@ def _change(pairs: Sequence[tuple[Any, Any]], operation: Callable[[Any, Any], An
     tf.distribute.get_replica_context().merge_call(update, args=([value for _, value in pairs],))
 
 
+def key_of(weight: Any) -> int:
+    """Return what identifies `weight` as long as it lives, whether or not it casts itself."""
+    # Keras 2 wraps a weight that casts itself, see `set_dtype_policy`; the wrapper comes and goes.
+    return id(weight) if KERAS_3 else id(getattr(weight, "_variable", weight))
+
+
 def _tf_variable(variable: Any) -> Any:
     return variable.value if KERAS_3 and isinstance(variable, keras.Variable) else variable
 

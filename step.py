@@ -308,14 +308,14 @@ class _State(NamedTuple):
 
     def of(self, weights: list[Any]) -> dict[str, dict[str, Any]]:
         """Return the variables for `weights`: all there were at first, or fewer where layers were frozen since."""
-        if [id(weight) for weight in weights] == [id(weight) for weight in self.weights]:
+        keys, known = [[_seam.key_of(weight) for weight in each] for each in (weights, self.weights)]
+        if keys == known:
             return self.variables
-        places = {id(weight): place for place, weight in enumerate(self.weights)}
-        if any(id(weight) not in places for weight in weights):
+        if not set(keys) <= set(known):
             raise ModelConflictError(
                 "Layers were unfrozen, and the optimizer was made without them. Compile the model with a new optimizer."
             )
-        chosen = [places[id(weight)] for weight in weights]
+        chosen = [known.index(key) for key in keys]
 
         def select(slot: Any) -> Any:
             return [slot[place] for place in chosen] if isinstance(slot, list) else slot
