@@ -16,7 +16,7 @@ from trainstep.errors import (
     NotAppliedError,
     RepeatedStrategyError,
 )
-from trainstep.step import TRACES, Strategy
+from trainstep.step import TRACES, Strategy, reset_state
 
 Spec = str | Sequence[str] | Mapping[str, Mapping[str, Any] | StrategyOptions]
 """A name, several names, or a mapping from names to options."""
@@ -139,8 +139,10 @@ def apply(model: ModelT, spec: Spec, /, **options: Any) -> ModelT:
         model.check_model()
         model.attach_strategies()
     except Exception:
+        model.detach_strategies()  # What was changed before it failed.
         model.__class__ = plain
         raise
+    reset_state(model)
     _forget_traces(model)
     return model
 

@@ -28,16 +28,20 @@ class Saved(Strategy if TYPE_CHECKING else object):
 
     def get_config(self) -> dict[str, Any]:
         """Return the strategies by name with their options, and the config of the plain model."""
-        if not is_generated(type(self)):
-            return super().get_config()
-        composed = type(self)
         self.detach_strategies()
+        try:
+            return self._generated_config() if is_generated(type(self)) else super().get_config()
+        finally:
+            if is_generated(type(self)) or getattr(self, "optimizer", None) is not None:
+                self.attach_strategies()  # A class with strategies among its bases has them from `compile` on.
+
+    def _generated_config(self) -> dict[str, Any]:
+        composed = type(self)
         object.__setattr__(self, "__class__", without_strategies(self))
         try:
             plain: Any = keras.saving.serialize_keras_object(self)
         finally:
             object.__setattr__(self, "__class__", composed)
-            self.attach_strategies()
         plain.pop("compile_config", None)
         strategies = {name: options.model_dump(mode="json") for name, options in composed.strategy_options.items()}
         return {"schema": SCHEMA, "strategies": strategies, "model": plain}

@@ -165,8 +165,10 @@ class Strategy(Declared, _ModelBase, root=True):
         """State variables by strategy name and slot name; created, in the optimizer, when first needed."""
         known = _STATES.get(self.optimizer)
         if known is None:
+            known = _STATES[self.optimizer] = _State(list(self.trainable_variables), {})
+        if not known.holds(_slots(type(self))):
             with tf.init_scope():
-                known = _STATES[self.optimizer] = _State(list(self.trainable_variables), _create_state(self))
+                _create_missing(self, known)
         return known.of(self.trainable_variables)
 
     # --- What wraps Keras's own entry points ---
@@ -175,11 +177,14 @@ class Strategy(Declared, _ModelBase, root=True):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile as Keras does, and refuse an optimizer that does again what a strategy does."""
         self.__dict__.pop(TRACES, None)
-        self.detach_strategies()  # Under a float16 policy Keras would add a loss scale of its own.
-        super().compile(*args, **kwargs)
         self.check_model()
-        check_optimizer(type(self), self.optimizer)
-        self.attach_strategies()
+        check_optimizer(type(self), kwargs.get("optimizer", args[0] if args else None))
+        self.detach_strategies()  # Under a float16 policy Keras would add a loss scale of its own.
+        try:
+            super().compile(*args, **kwargs)
+        finally:
+            self.attach_strategies()
+        check_optimizer(type(self), self.optimizer)  # Of which only a description may have been given.
         if self.built and self.trainable_variables and any(_slots(type(self)).values()):
             with self.distribute_strategy.scope():
                 self.strategy_state  # noqa: B018  Made now, where it can be, so that a checkpoint restores into it.
@@ -194,20 +199,37 @@ class Strategy(Declared, _ModelBase, root=True):
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Train as Keras does, and tell the strategies when an epoch ends."""
         bound = inspect.signature(super().fit).bind(*args, **kwargs)
-        callbacks = bound.arguments.get("callbacks")
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.callbacks.insert(0, _EpochEnd())  # Keras 3 has no method for it.
-            callbacks.set_model(self)
-        else:
-            bound.arguments["callbacks"] = [_EpochEnd(), *tf.nest.flatten(callbacks or [])]
-        with _explained_errors():
-            return super().fit(*bound.args, **bound.kwargs)
+        arguments = _arguments_with_callbacks(type(self), bound)
+        callbacks, epoch_end = arguments.get("callbacks"), _EpochEnd()
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            arguments["callbacks"] = [epoch_end, *tf.nest.flatten(callbacks or [])]
+            with _explained_errors():
+                return super().fit(*bound.args, **bound.kwargs)
+        callbacks.callbacks.insert(0, epoch_end)  # Keras 3 has no method for it.
+        callbacks.set_model(self)
+        try:
+            with _explained_errors():
+                return super().fit(*bound.args, **bound.kwargs)
+        finally:
+            callbacks.callbacks.remove(epoch_end)
 
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Train on one batch as Keras does."""
         with _explained_errors():
             return super().train_on_batch(*args, **kwargs)
+
+
+def _arguments_with_callbacks(cls: type, bound: inspect.BoundArguments) -> dict[str, Any]:
+    """Return the mapping among the arguments of `fit` that holds the callbacks: where a user wraps it, `**kwargs`."""
+    if "callbacks" in bound.signature.parameters:
+        return bound.arguments
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            return bound.arguments.setdefault(name, {})
+    raise ModelConflictError(
+        f"`fit` of {cls.__name__} takes no callbacks, which strategies need. Let it take **kwargs."
+    )
 
 
 class _EpochEnd(keras.callbacks.Callback):
@@ -306,6 +328,10 @@ class _State(NamedTuple):
     weights: list[Any]
     variables: dict[str, dict[str, Any]]
 
+    def holds(self, slots: Mapping[str, Mapping[str, Slot]]) -> bool:
+        """Tell whether there is a variable for each of `slots`, by strategy name and slot name."""
+        return all(name in self.variables and slots[name].keys() <= self.variables[name].keys() for name in slots)
+
     def of(self, weights: list[Any]) -> dict[str, dict[str, Any]]:
         """Return the variables for `weights`: all there were at first, or fewer where layers were frozen since."""
         keys, known = [[_seam.key_of(weight) for weight in each] for each in (weights, self.weights)]
@@ -313,7 +339,8 @@ class _State(NamedTuple):
             return self.variables
         if not set(keys) <= set(known):
             raise ModelConflictError(
-                "Layers were unfrozen, and the optimizer was made without them. Compile the model with a new optimizer."
+                "The optimizer was made for other weights: layers were unfrozen since, or it belongs to another model. "
+                "Compile the model with a new optimizer."
             )
         chosen = [known.index(key) for key in keys]
 
@@ -330,15 +357,30 @@ def _slots(cls: Any) -> dict[str, Mapping[str, Slot]]:
     }
 
 
-def _create_state(model: Any) -> dict[str, dict[str, Any]]:
-    optimizer, weights = model.optimizer, model.trainable_variables
-    _seam.build_optimizer(optimizer, weights)
-    state: dict[str, dict[str, Any]] = {}
+def _create_missing(model: Any, state: _State) -> None:
+    optimizer = model.optimizer
+    _seam.build_optimizer(optimizer, state.weights)
     for name, slots in _slots(type(model)).items():
-        state[name] = {}
+        present = state.variables.setdefault(name, {})
         for key, slot in slots.items():
+            if key in present:
+                continue
             if slot.per_weight:
-                state[name][key] = _seam.add_optimizer_slots(optimizer, weights, f"{name}_{key}")
+                present[key] = _seam.add_optimizer_slots(optimizer, state.weights, f"{name}_{key}")
             else:
-                state[name][key] = _seam.add_optimizer_scalar(optimizer, f"{name}_{key}", slot.dtype, slot.initial)
-    return state
+                present[key] = _seam.add_optimizer_scalar(optimizer, f"{name}_{key}", slot.dtype, slot.initial)
+
+
+def reset_state(model: Any) -> None:
+    """Give the state of the model's strategies its initial values, where its optimizer holds some of theirs already."""
+    known = None if getattr(model, "optimizer", None) is None else _STATES.get(model.optimizer)
+    if known is None:
+        return
+    for name, slots in _slots(type(model)).items():
+        for key, slot in slots.items():
+            for variable in _listed(known.variables.get(name, {}).get(key)):
+                variable.assign(tf.cast(tf.fill(variable.shape, slot.initial), slot.dtype))
+
+
+def _listed(slot: Any) -> list[Any]:
+    return slot if isinstance(slot, list) else [] if slot is None else [slot]

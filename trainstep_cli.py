@@ -234,7 +234,7 @@ def compare(  # noqa: PLR0917  Each is an option of the command line, none is po
     console.print(report.table(result.cells, result.control, console.width))
     if result.output is not None:
         typer.echo(f"Results: {result.output / 'results.jsonl'}\nReport:  {result.output / 'report.html'}")
-    if all(cell.failure for cell in result.cells):
+    if any(cell.failure for cell in result.cells):
         raise typer.Exit(1)
 
 

@@ -52,9 +52,16 @@ def measure_costs(
         for turn in range(rounds):
             first = turn % len(labels)  # Who comes first may find caches cold: each in turn.
             for label in labels[first:] + labels[:first]:
-                seconds[label].append(slices[label].seconds(steps))
+                if label in failures:
+                    continue
+                try:
+                    seconds[label].append(slices[label].seconds(steps))
+                except Exception as error:  # noqa: BLE001  As in `_ready`: it is that strategy's result.
+                    failures[label] = first_line(error)
     costs = {
-        label: _cost(slices[label].trace_seconds, values, seconds.get(control)) for label, values in seconds.items()
+        label: _cost(slices[label].trace_seconds, values, None if control in failures else seconds.get(control))
+        for label, values in seconds.items()
+        if label not in failures
     }
     return costs, failures
 

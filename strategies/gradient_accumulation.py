@@ -121,7 +121,7 @@ class GradientAccumulation(Strategy):
 
     def _apply_window(self, sums: Gradients, samples: tf.Tensor, count: tf.Tensor, hand_on) -> None:
         options, state = self.strategy_options["gradient_accumulation"], self.strategy_state["gradient_accumulation"]
-        factor = 1 / samples
+        factor = tf.math.divide_no_nan(1.0, samples)  # A window may hold nothing but masked entries.
         if options.reduction == "sum":
             factor *= tf.cast(count, tf.float32)
         mean = _seam.scale(sums, factor)

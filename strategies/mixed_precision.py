@@ -15,15 +15,15 @@ import warnings
 import weakref
 from typing import Any, Literal
 
-import keras
 import tensorflow as tf
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
-from trainstep.errors import ModelConflictError, NonFiniteGradientError
+from trainstep.errors import NonFiniteGradientError
 from trainstep.registry import register
 from trainstep.step import Gradients, Strategy, Update, require
+from trainstep.strategies import _dtype_policies
 
 _ADVICE = "Keep the strategy, whose scale has a floor and a cap, and pass the plain optimizer, without its own scaling."
 
@@ -33,7 +33,8 @@ class MixedPrecisionOptions(StrategyOptions):
 
     dtype: Literal["auto", "bfloat16", "float16"] = Field(
         default="auto",
-        description="Compute dtype; auto: bfloat16 on CPUs, TPUs and the GPUs that have it, else float16.",
+        validate_default=True,
+        description="Compute dtype; auto, decided at once: bfloat16 on CPUs, TPUs and GPUs that have it, else float16.",
     )
     initial_scale: float = Field(
         default=2.0**15, gt=0, allow_inf_nan=False, description="Loss scale of the first step."
@@ -42,6 +43,12 @@ class MixedPrecisionOptions(StrategyOptions):
     min_scale: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="Floor of the loss scale.")
     max_scale: float = Field(default=2.0**24, gt=0, allow_inf_nan=False, description="Cap of the loss scale.")
     max_consecutive_skips: int = Field(default=50, ge=1, description="Skipped updates in a row that stop training.")
+
+    @field_validator("dtype")
+    @classmethod
+    def _decided(cls, dtype: str) -> str:
+        # Now, so that a plan says what will run, and a file loaded on another machine finds the state it holds.
+        return _dtype_policies.fastest_dtype() if dtype == "auto" else dtype
 
     @model_validator(mode="after")
     def _ordered(self) -> "MixedPrecisionOptions":
@@ -53,19 +60,7 @@ class MixedPrecisionOptions(StrategyOptions):
         return self
 
 
-# The policies that layers had before, kept away from the layers so that nothing of it is saved with them.
-_plain_policies: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _warned: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def compute_dtype(dtype: str) -> str:
-    """Return `dtype`, with "auto" resolved for the devices TensorFlow sees."""
-    if dtype != "auto":
-        return dtype
-    details = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
-    # NVIDIA GPUs multiply in bfloat16 from compute capability 8.0 (Ampere) on.
-    has_bfloat16 = all(detail.get("compute_capability", (8, 0)) >= (8, 0) for detail in details)
-    return "bfloat16" if has_bfloat16 else "float16"
 
 
 def all_finite(gradients: Gradients) -> tf.Tensor:
@@ -78,17 +73,6 @@ def next_scale(scale: tf.Tensor, finite_steps: tf.Tensor, options: MixedPrecisio
     """Return the scale after `finite_steps` finite updates in a row; 0 of them means the last one was not."""
     grown = tf.where(finite_steps >= options.growth_interval, scale * 2, scale)
     return tf.clip_by_value(tf.where(finite_steps > 0, grown, scale / 2), options.min_scale, options.max_scale)
-
-
-def _stays_float32(layer: Any, output_layers: list[Any]) -> bool:
-    # A softmax or a loss in 16 bits is inexact: the last layer computes in float32, as Keras's guide advises.
-    return isinstance(layer, keras.layers.InputLayer) or (layer in output_layers and len(_seam.layers_of(layer)) == 1)
-
-
-def _as_float32(output: Any) -> Any:
-    if not tf.is_tensor(output) or output.dtype not in (tf.float16, tf.bfloat16):
-        return output
-    return _seam.copy_mask(output, tf.cast(output, tf.float32))
 
 
 def _explanation(options: MixedPrecisionOptions) -> str:
@@ -112,7 +96,7 @@ class MixedPrecision(Strategy):
         neutral=None,
         why_not_neutral="every setting computes in 16 bits; not to apply it is the null option",
         replaces={"LossScaleOptimizer": _ADVICE, "loss_scale_factor": _ADVICE},
-        passes_through=lambda options: () if compute_dtype(options.dtype) == "float16" else ("update_weights",),
+        passes_through=lambda options: () if options.dtype == "float16" else ("update_weights",),
         cost=lambda options: Cost(
             time=1.0, memory="activations in half the bytes", batch_norm="none: statistics are kept in float32"
         ),
@@ -122,18 +106,18 @@ class MixedPrecision(Strategy):
                 "finite_steps": Slot(dtype="int32"),
                 "skips": Slot(dtype="int32"),
             }
-            if compute_dtype(options.dtype) == "float16"
+            if options.dtype == "float16"
             else {}
         ),
     )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return tf.nest.map_structure(_as_float32, super().__call__(*args, **kwargs))
+        return tf.nest.map_structure(_dtype_policies.as_float32, super().__call__(*args, **kwargs))
 
     @property
     def losses(self) -> list[Any]:
         # Keras sums them with the float32 loss of the outputs; Keras 3 fails on one from a layer in 16 bits.
-        return [_as_float32(loss) for loss in super().losses]
+        return [_dtype_policies.as_float32(loss) for loss in super().losses]
 
     def loss_scale(self) -> tf.Tensor | None:
         state = self.strategy_state["mixed_precision"]
@@ -172,17 +156,11 @@ class MixedPrecision(Strategy):
 
     def check_model(self) -> None:
         super().check_model()
-        mixed = [layer for layer in _seam.layers_of(self) if _seam.is_mixed(layer) and layer not in _plain_policies]
-        if mixed:
-            raise ModelConflictError(
-                f"The layer {mixed[0].name!r} has the dtype policy {_seam.dtype_policy_name(mixed[0])!r} already. "
-                "Build the model under the policy 'float32' and let 'mixed_precision' change it, or leave the "
-                "strategy away."
-            )
+        _dtype_policies.check(self, self.strategy_options["mixed_precision"].dtype)
 
     def attach_strategies(self) -> None:
         super().attach_strategies()
-        dtype = compute_dtype(self.strategy_options["mixed_precision"].dtype)
+        dtype = self.strategy_options["mixed_precision"].dtype
         if dtype == "float16" and self not in _warned and not tf.config.list_physical_devices("GPU"):
             _warned.add(self)
             warnings.warn(
@@ -190,14 +168,8 @@ class MixedPrecision(Strategy):
                 "float32. Use dtype='bfloat16' on a CPU.",
                 stacklevel=3,
             )
-        outputs = _seam.output_layers_of(self)
-        for layer in _seam.layers_of(self):
-            if _seam.dtype_policy_name(layer) == "float32" and not _stays_float32(layer, outputs):
-                _plain_policies[layer] = "float32"
-                _seam.set_dtype_policy(layer, f"mixed_{dtype}")
+        _dtype_policies.attach(self, dtype)
 
     def detach_strategies(self) -> None:
         super().detach_strategies()
-        for layer in _seam.layers_of(self):
-            if layer in _plain_policies:
-                _seam.set_dtype_policy(layer, _plain_policies.pop(layer))
+        _dtype_policies.detach(self)

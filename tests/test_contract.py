@@ -699,6 +699,32 @@ def test_a_layer_may_be_frozen_between_fits_and_the_optimizer_stay(name, options
     assert not np.array_equal(model.layers[-1].get_weights()[0], others[0])
 
 
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
+def test_strategies_may_be_exchanged_without_compiling_anew(name, options):
+    """What is applied in place of others starts with its own state, at its initial values."""
+    model = prepared(simple(), ["standard"])
+    for spec in ({name: options}, {"standard": {}}, {name: options}):
+        trainstep.remove(model)
+        trainstep.apply(model, spec)
+        model.train_on_batch(X[:BATCH], Y[:BATCH])
+        start = [slot.initial + 1 for slot in declaration(name).state(declaration(name).options(**options)).values()
+                 if slot.dtype == "int32"]  # fmt: skip
+        counts = [v for v in model.strategy_state.get(name, {}).values() if not isinstance(v, list)]
+        if name in spec:
+            assert all(int(v.numpy()) <= max(start) for v in counts if "int32" in str(v.dtype))
+        assert np.isfinite(model.get_weights()[0]).all()
+
+
+class WrapsFit(WithoutTrainingArgument):
+    def fit(self, *args, **kwargs):
+        return super().fit(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fit_of_the_users_own_may_wrap_that_of_keras(name):
+    assert_same(run(Workload(WrapsFit, X, Y), name), known(subclassed, name))
+
+
 # --- 8: saved, loaded, trained on -------------------------------------------------------------------------------------
 
 

@@ -40,6 +40,21 @@ def test_an_unknown_strategy_is_named_with_the_nearest_and_all_there_are(functio
     )
 
 
+def test_what_compile_refuses_leaves_the_model_as_it_was():
+    model = trainstep.apply(dense(), ["gradient_clipping", "mixed_precision"])
+    policies = [layer.dtype_policy.name for layer in model.layers]
+    with pytest.raises(errors.OptimizerConflictError):
+        model.compile(sgd(clipnorm=1.0), "mse")
+    assert [layer.dtype_policy.name for layer in model.layers] == policies
+    assert getattr(model, "optimizer", None) is None
+
+
+def test_a_model_without_a_float32_layer_has_no_precision_to_mix():
+    model = keras.Sequential([keras.layers.Input((6,)), keras.layers.Dense(1, dtype="bfloat16")])
+    with pytest.raises(errors.ModelConflictError, match="No layer computes in float32"):
+        trainstep.apply(model, "mixed_precision")
+
+
 def test_a_class_in_place_of_a_name_is_refused():
     with pytest.raises(errors.UnknownStrategyError, match="called by its name, not"):
         trainstep.get(trainstep.Standard)

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from nets import BATCH, KINDS, Subclassed, Workload, X, Y, dense, functional, multi, one_weight, sgd, weight_of
-from runs import fitted, is_finite, prepared, run
+from runs import assert_same, fitted, is_finite, prepared, run
 
 import trainstep
 from trainstep import errors
-from trainstep.strategies.mixed_precision import MixedPrecisionOptions, all_finite, compute_dtype, next_scale
+from trainstep.strategies.mixed_precision import MixedPrecisionOptions, all_finite, next_scale
 
 pytestmark = pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning")
 
@@ -110,7 +110,7 @@ def test_batch_norm_keeps_its_statistics_in_float32():
 def test_auto_on_a_cpu_is_bfloat16_without_a_loss_scale():
     if tf.config.list_physical_devices("GPU"):
         pytest.skip("There is a GPU.")
-    assert compute_dtype("auto") == "bfloat16"
+    assert MixedPrecisionOptions().dtype == "bfloat16"
     model = prepared(KINDS["functional"], "mixed_precision")
     assert model.strategy_state["mixed_precision"] == {}
     assert model.loss_scale() is None
@@ -128,7 +128,7 @@ def test_auto_on_a_cpu_is_bfloat16_without_a_loss_scale():
 def test_auto_on_gpus_is_what_all_of_them_have(monkeypatch, capabilities, expected):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: list(range(len(capabilities))))
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda i: {"compute_capability": capabilities[i]})
-    assert compute_dtype("auto") == expected
+    assert MixedPrecisionOptions().dtype == expected
 
 
 @pytest.mark.filterwarnings("default")
@@ -322,14 +322,74 @@ def test_order_of_the_scales_is_checked():
 # --- Conflicts --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_a_model_built_under_a_mixed_policy_is_refused(policy):
+@pytest.mark.parametrize(("policy", "dtype"), [("mixed_float16", "bfloat16"), ("mixed_bfloat16", "float16")])
+def test_a_model_built_under_another_mixed_policy_is_refused(policy, dtype):
     model = keras.Sequential(
         [keras.Input((6,)), keras.layers.Dense(4, name="hidden", dtype=policy), keras.layers.Dense(1)]
     )
     with pytest.raises(errors.ModelConflictError, match=f"'hidden' has the dtype policy '{policy}' already"):
-        trainstep.apply(model, "mixed_precision")
+        trainstep.apply(model, "mixed_precision", dtype=dtype)
     assert type(model) is keras.Sequential
+    assert model.get_layer("hidden").dtype_policy.name == policy
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_model_under_the_same_mixed_policy_trains_like_one_changed_by_the_strategy(dtype):
+    """Keras adds no loss scale of its own: there is one."""
+
+    def built() -> keras.Model:
+        policies = [f"mixed_{dtype}", "float32"]
+        layers = [keras.layers.Dense(5, "tanh", dtype=policies[0]), keras.layers.Dense(1, dtype=policies[1])]
+        return keras.Sequential([keras.Input((6,)), *layers])
+
+    assert_same(
+        run(Workload(built, X, Y), "mixed_precision", {"dtype": dtype}),
+        run(Workload(dense, X, Y), "mixed_precision", {"dtype": dtype}),
+    )
+
+
+def test_auto_is_decided_when_the_options_are_checked():
+    """A file holds what was decided, so that what loads it elsewhere finds the state it was saved with."""
+    model = trainstep.apply(dense(), "mixed_precision")
+    assert model.get_config()["strategies"]["mixed_precision"]["dtype"] == MixedPrecisionOptions().dtype != "auto"
+
+
+@keras.saving.register_keras_serializable("trainstep_tests")
+class InItsBases(trainstep.model_class(keras.Model, "mixed_precision", dtype="bfloat16")):
+    """Has the strategy by its own definition."""
+
+
+def in_its_bases() -> keras.Model:
+    x = keras.Input((6,))
+    return InItsBases(x, keras.layers.Dense(1)(keras.layers.Dense(5, "tanh")(x)))
+
+
+@pytest.mark.parametrize("copied", ["cloned", "from its config", "saved and loaded"])
+@pytest.mark.parametrize("build", [functional, dense, in_its_bases], ids=lambda build: build.__name__)
+def test_a_copy_trains_like_the_model(build, copied, tmp_path):
+    """`clone_model` copies layers with the policies they have; what is saved holds those the layers had before."""
+    model = build()
+    if not isinstance(model, InItsBases):
+        trainstep.apply(model, "mixed_precision", dtype="bfloat16")
+    if copied == "cloned":
+        copy = keras.models.clone_model(model)
+    elif copied == "from its config":
+        copy = type(model).from_config(model.get_config())
+    else:
+        model.save(tmp_path / "model.keras")
+        copy = keras.models.load_model(tmp_path / "model.keras")
+    if not trainstep.applied(copy):  # Keras clones a Sequential, and on Keras 3 a functional model, to a plain one.
+        trainstep.apply(copy, "mixed_precision", dtype="bfloat16")
+    copy.set_weights(model.get_weights())
+    runs = []
+    for each in (model, copy):
+        each.compile(sgd(), "mse")
+        keras.utils.set_random_seed(0)
+        runs.append(fitted(each, Workload(build, X, Y)))
+        assert "mixed_bfloat16" in [layer.dtype_policy.name for layer in each.layers]
+    assert_same(runs[1], runs[0])
+    if build is not in_its_bases:
+        assert {layer.dtype_policy.name for layer in trainstep.remove(copy).layers} == {"float32"}
 
 
 def test_compile_wraps_no_second_loss_scale_around_the_optimizer():
