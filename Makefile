@@ -5,7 +5,7 @@ UV := $(shell command -v uv 2>/dev/null)
 WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: compare test test-addons test-versions lint format step-cost step-cost-addons clean
+.PHONY: compare test test-addons test-versions lint format docs step-cost step-cost-addons clean
 
 compare: .venv/installed  ## Compare five strategies on handwritten digits; the report goes to results/.
 	.venv/bin/trainstep compare --workload digits_cnn --seeds 3 --output results \
@@ -30,6 +30,9 @@ lint: .venv/installed  ## Check style, formatting and types.
 format: .venv/installed  ## Put imports and formatting in order.
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+
+docs: .venv/installed  ## Write the tables of the documentation anew.
+	.venv/bin/python docs/catalogue.py
 
 step-cost: .venv/installed  ## Measure what a step of each strategy costs.
 	.venv/bin/python -m trainstep.benchmarks.step_cost

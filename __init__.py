@@ -7,19 +7,12 @@ model.fit(...)
 
 from typing import TYPE_CHECKING, Any
 
-from trainstep import errors, models
+from trainstep import errors, models, strategies
 from trainstep.composition import applied, apply, model_class, remove
 from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
 from trainstep.plan import Plan, describe, plan
 from trainstep.registry import get, names, register
 from trainstep.step import Batch, Evaluation, Objective, Strategy, Update
-from trainstep.strategies import (
-    Adversarial,
-    GradientAccumulation,
-    GradientClipping,
-    MixedPrecision,
-    Standard,
-)
 
 if TYPE_CHECKING:
     from trainstep.benchmarks.compare import compare
@@ -27,19 +20,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Adversarial",
     "Batch",
     "Cost",
     "Declaration",
     "Evaluation",
-    "GradientAccumulation",
-    "GradientClipping",
-    "MixedPrecision",
     "Objective",
     "Plan",
     "Slot",
     "Stage",
-    "Standard",
     "Strategy",
     "StrategyOptions",
     "Update",
@@ -55,6 +43,7 @@ __all__ = [
     "plan",
     "register",
     "remove",
+    "strategies",
 ]
 
 

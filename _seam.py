@@ -14,6 +14,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from trainstep.errors import NotCompiledError
+from trainstep.gradients import scale
+
 KERAS_3 = int(keras.__version__.split(".")[0]) >= 3
 
 if KERAS_3 and keras.backend.backend() != "tensorflow":
@@ -58,7 +61,9 @@ def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, *,
         arguments["training"] = training
     loss = model.compute_loss(**arguments)
     if loss is None:
-        raise ValueError("There is no loss to train on: pass `loss=` to `compile`, or return one from `compute_loss`.")
+        raise NotCompiledError(
+            "There is no loss to train on: pass `loss=` to `compile`, or return one from `compute_loss`."
+        )
     return loss
 
 
@@ -190,20 +195,6 @@ def apply_gradients(optimizer: Any, gradients: Sequence[Any], weights: Sequence[
     optimizer.apply_gradients(zip(gradients, weights, strict=True), **arguments)
 
 
-def scale(gradients: Sequence[Any], factor: tf.Tensor) -> list[Any]:
-    """Multiply each gradient by the scalar `factor`; a None stays None, an `IndexedSlices` sparse."""
-    return [_scaled(gradient, factor) for gradient in gradients]
-
-
-def _scaled(gradient: Any, factor: tf.Tensor) -> Any:
-    if gradient is None:
-        return None
-    if isinstance(gradient, tf.IndexedSlices):
-        values = gradient.values * tf.cast(factor, gradient.values.dtype)
-        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
-    return gradient * tf.cast(factor, gradient.dtype)
-
-
 def build_optimizer(optimizer: Any, weights: Sequence[Any]) -> None:
     """Create the optimizer's own slots, so that what strategies add comes after them."""
     if is_loss_scale_optimizer(optimizer) and not KERAS_3:
@@ -240,88 +231,15 @@ def add_optimizer_scalar(optimizer: Any, name: str, dtype: str, initial: float) 
     return optimizer.add_variable((), tf.as_dtype(dtype), initializer, name)
 
 
-# --- Replicas -------------------------------------------------------------------------------------
-
-
-def sum_over_replicas(tensors: Sequence[Any]) -> list[Any]:
-    """Return the sum over all replicas of each tensor; a None stays None."""
-    present = [tensor for tensor in tensors if tensor is not None]
-    if tf.distribute.get_strategy().num_replicas_in_sync == 1 or not present:
-        return list(tensors)
-    replica_context = tf.distribute.get_replica_context()
-    summed = iter(replica_context.all_reduce(tf.distribute.ReduceOp.SUM, present))
-    return [None if tensor is None else next(summed) for tensor in tensors]
-
-
-def assign(pairs: Sequence[tuple[Any, Any]]) -> None:
-    """Assign to each state variable its new value, which must be the same on every replica."""
-    _change(pairs, lambda variable, value: variable.assign(value))
-
-
-def assign_add(pairs: Sequence[tuple[Any, Any]]) -> None:
-    """Add to each state variable, in place, a value which must be the same on every replica."""
-    _change(pairs, lambda variable, value: variable.assign_add(value))
-
-
-def _change(pairs: Sequence[tuple[Any, Any]], operation: Callable[[Any, Any], Any]) -> None:
-    pairs = [(_tf_variable(variable), value) for variable, value in pairs]
-    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
-        for variable, value in pairs:
-            operation(variable, value)
-        return
-    variables = [variable for variable, _ in pairs]
-
-    def update(strategy: tf.distribute.Strategy, values: Sequence[Any]) -> None:
-        for variable, value in zip(variables, values, strict=True):
-            strategy.extended.update(variable, operation, args=(value,), group=False)
-
-    tf.distribute.get_replica_context().merge_call(update, args=([value for _, value in pairs],))
-
-
 def key_of(weight: Any) -> int:
     """Return what identifies `weight` as long as it lives, whether or not it casts itself."""
     # Keras 2 wraps a weight that casts itself, see `set_dtype_policy`; the wrapper comes and goes.
     return id(weight) if KERAS_3 else id(getattr(weight, "_variable", weight))
 
 
-def _tf_variable(variable: Any) -> Any:
+def tf_variable(variable: Any) -> Any:
+    """Return what TensorFlow itself knows `variable` as."""
     return variable.value if KERAS_3 and isinstance(variable, keras.Variable) else variable
-
-
-def conditional(
-    predicate: tf.Tensor,
-    true_branch: Callable[..., None],
-    false_branch: Callable[..., None],
-    args: tuple[Any, ...],
-) -> None:
-    """Run one of two branches, either of which may update variables or weights.
-
-    `predicate` is a boolean scalar, the same on every replica; `args` are nested tensors, passed to
-    the branch that runs. Under several replicas a plain `tf.cond` around anything that reaches the
-    optimizer fails ("merge_call called while defining a new graph"), so the choice is made once for
-    all replicas and each enters the branch anew.
-    """
-    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
-        tf.cond(predicate, lambda: _no_value(true_branch, args), lambda: _no_value(false_branch, args))
-        return
-
-    def choose(strategy: tf.distribute.Strategy, predicates: Any, *args: Any) -> None:
-        def enter(branch: Callable[..., None]) -> Callable[[], tf.Tensor]:
-            def run() -> tf.Tensor:
-                strategy.extended.call_for_each_replica(branch, args=args)
-                return tf.constant(0)
-
-            return run
-
-        first = strategy.experimental_local_results(predicates)[0]
-        tf.cond(first, enter(true_branch), enter(false_branch))
-
-    tf.distribute.get_replica_context().merge_call(choose, args=(predicate, *args))
-
-
-def _no_value(branch: Callable[..., None], args: tuple[Any, ...]) -> tf.Tensor:
-    branch(*args)
-    return tf.constant(0)  # Both branches of a `tf.cond` must return something of one type.
 
 
 # --- Dtype policies -------------------------------------------------------------------------------

@@ -16,7 +16,9 @@ from trainstep.errors import (
     NotAppliedError,
     RepeatedStrategyError,
 )
-from trainstep.step import TRACES, Strategy, reset_state
+from trainstep.replicas import forget_traces
+from trainstep.state import reset_state
+from trainstep.step import Strategy
 
 Spec = str | Sequence[str] | Mapping[str, Mapping[str, Any] | StrategyOptions]
 """A name, several names, or a mapping from names to options."""
@@ -143,7 +145,7 @@ def apply(model: ModelT, spec: Spec, /, **options: Any) -> ModelT:
         model.__class__ = plain
         raise
     reset_state(model)
-    _forget_traces(model)
+    _forget_steps(model)
     return model
 
 
@@ -162,7 +164,7 @@ def remove(model: ModelT, /) -> ModelT:
         )
     model.detach_strategies()
     model.__class__ = saving.without_strategies(model)
-    _forget_traces(model)
+    _forget_steps(model)
     return model
 
 
@@ -187,6 +189,6 @@ def _refuse_second(model_type: type) -> None:
         )
 
 
-def _forget_traces(model: Any) -> None:
-    vars(model).pop(TRACES, None)
+def _forget_steps(model: Any) -> None:
+    forget_traces(model)
     model.train_function = model.test_function = model.predict_function = None

@@ -60,6 +60,10 @@ class NotAppliedError(TrainstepError):
     """The model has no strategies."""
 
 
+class NotCompiledError(TrainstepError):
+    """The model is not compiled for training: it has no optimizer, or no loss."""
+
+
 class ModelConflictError(TrainstepError):
     """The model's own class does what strategies do, or uses a name they use."""
 

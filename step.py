@@ -22,8 +22,7 @@ a weight the loss does not depend on has None.
 import functools
 import inspect
 import warnings
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
@@ -31,11 +30,11 @@ import keras
 import tensorflow as tf
 
 from trainstep import _seam
-from trainstep.declaration import Slot
-from trainstep.definition import Declared, check_optimizer, strategies_of
+from trainstep.definition import Declared, check_optimizer
 from trainstep.errors import ModelConflictError, NonFiniteGradientError
-
-Gradients = list[Any]
+from trainstep.gradients import Gradients, differentiate
+from trainstep.replicas import forget_traces, sum_over_replicas
+from trainstep.state import slots_of, state_of
 
 # A strategy is always inherited from together with a `keras.Model`, and says so to type checkers only: at run time
 # it must come before the model's own class, whichever that is.
@@ -77,12 +76,6 @@ class Update(NamedTuple):
 
     gradients: Gradients
     samples: tf.Tensor
-
-
-TRACES = "_trainstep_traces"
-
-# State belongs to an optimizer, like the slots it makes itself: a model compiled with a new one starts anew.
-_STATES: "weakref.WeakKeyDictionary[Any, _State]" = weakref.WeakKeyDictionary()
 
 
 class Strategy(Declared, _ModelBase, root=True):
@@ -153,8 +146,8 @@ class Strategy(Declared, _ModelBase, root=True):
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
             return self.report_metrics(batch, evaluation)
         if type(self).acts_on_updates:
-            [samples] = _seam.sum_over_replicas([num_loss_terms(batch, evaluation.y_pred)])
-            update = Update(_seam.sum_over_replicas(evaluation.gradients), samples)
+            [samples] = sum_over_replicas([num_loss_terms(batch, evaluation.y_pred)])
+            update = Update(sum_over_replicas(evaluation.gradients), samples)
         else:  # Nothing stands between the gradients and the optimizer, which sums them itself.
             update = Update(evaluation.gradients, tf.zeros(()))
         self.update_weights(update)
@@ -162,21 +155,15 @@ class Strategy(Declared, _ModelBase, root=True):
 
     @property
     def strategy_state(self) -> dict[str, dict[str, Any]]:
-        """State variables by strategy name and slot name; created, in the optimizer, when first needed."""
-        known = _STATES.get(self.optimizer)
-        if known is None:
-            known = _STATES[self.optimizer] = _State(list(self.trainable_variables), {})
-        if not known.holds(_slots(type(self))):
-            with tf.init_scope():
-                _create_missing(self, known)
-        return known.of(self.trainable_variables)
+        """State variables by strategy name and slot name, see `state_of`."""
+        return state_of(self)
 
     # --- What wraps Keras's own entry points ---
 
     @functools.wraps(keras.Model.compile)
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile as Keras does, and refuse an optimizer that does again what a strategy does."""
-        self.__dict__.pop(TRACES, None)
+        forget_traces(self)
         self.check_model()
         check_optimizer(type(self), kwargs.get("optimizer", args[0] if args else None))
         self.detach_strategies()  # Under a float16 policy Keras would add a loss scale of its own.
@@ -185,7 +172,7 @@ class Strategy(Declared, _ModelBase, root=True):
         finally:
             self.attach_strategies()
         check_optimizer(type(self), self.optimizer)  # Of which only a description may have been given.
-        if self.built and self.trainable_variables and any(_slots(type(self)).values()):
+        if self.built and self.trainable_variables and any(slots_of(type(self)).values()):
             with self.distribute_strategy.scope():
                 self.strategy_state  # noqa: B018  Made now, where it can be, so that a checkpoint restores into it.
 
@@ -277,110 +264,9 @@ class _explained_errors:  # noqa: N801  Used like a function.
             raise NonFiniteGradientError(message) from error
 
 
-def differentiate(model: Any, tape: tf.GradientTape, loss: tf.Tensor, sources: Any) -> Any:
-    """Return the gradients of `loss` with respect to `sources`, through the model's loss scale and free of it."""
-    factor = model.loss_scale()
-    if factor is None:
-        return tape.gradient(loss, sources)
-    # Seeding the backward pass with the scale is the same as scaling the loss, and leaves the loss as it is.
-    gradients = tape.gradient(loss, sources, output_gradients=tf.cast(factor, loss.dtype))
-    return _seam.scale(gradients, 1 / factor)
-
-
 def num_loss_terms(batch: Batch, y_pred: Any) -> tf.Tensor:
     """Return how many terms the mean of the loss runs over: examples, or unmasked entries. A float32 scalar."""
     masks = [_seam.mask_of(output) for output in tf.nest.flatten(y_pred)]
     if len(masks) == 1 and masks[0] is not None:
         return tf.reduce_sum(tf.cast(masks[0], tf.float32))
     return tf.cast(_seam.num_examples(batch.x), tf.float32)
-
-
-def run_in_replicas(model: Any, name: str, function: Callable[[], None]) -> None:
-    """Run `function` once, outside a step, in every replica; traced once under `name`, until the next `compile`."""
-
-    def run() -> None:
-        model.distribute_strategy.run(function)
-
-    if model.run_eagerly:
-        run()
-        return
-    traces = vars(model).setdefault(TRACES, {})  # Past Keras's tracking of attributes.
-    if name not in traces:
-        traces[name] = tf.function(run)
-    traces[name]()
-
-
-def dense(gradient: Any) -> Any:
-    """Return an `IndexedSlices` as the tensor it stands for, each row the sum of its slices."""
-    if not isinstance(gradient, tf.IndexedSlices):
-        return gradient
-    shape: Any = gradient.dense_shape
-    rows = tf.cast(shape[0], tf.int64)
-    return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, rows)
-
-
-# --- State ---
-
-
-class _State(NamedTuple):
-    """State variables by strategy name and slot name, and the weights they were made for."""
-
-    weights: list[Any]
-    variables: dict[str, dict[str, Any]]
-
-    def holds(self, slots: Mapping[str, Mapping[str, Slot]]) -> bool:
-        """Tell whether there is a variable for each of `slots`, by strategy name and slot name."""
-        return all(name in self.variables and slots[name].keys() <= self.variables[name].keys() for name in slots)
-
-    def of(self, weights: list[Any]) -> dict[str, dict[str, Any]]:
-        """Return the variables for `weights`: all there were at first, or fewer where layers were frozen since."""
-        keys, known = [[_seam.key_of(weight) for weight in each] for each in (weights, self.weights)]
-        if keys == known:
-            return self.variables
-        if not set(keys) <= set(known):
-            raise ModelConflictError(
-                "The optimizer was made for other weights: layers were unfrozen since, or it belongs to another model. "
-                "Compile the model with a new optimizer."
-            )
-        chosen = [known.index(key) for key in keys]
-
-        def select(slot: Any) -> Any:
-            return [slot[place] for place in chosen] if isinstance(slot, list) else slot
-
-        return {name: {key: select(slot) for key, slot in slots.items()} for name, slots in self.variables.items()}
-
-
-def _slots(cls: Any) -> dict[str, Mapping[str, Slot]]:
-    return {
-        strategy.declaration.name: strategy.declaration.state(cls.strategy_options[strategy.declaration.name])
-        for strategy in strategies_of(cls)
-    }
-
-
-def _create_missing(model: Any, state: _State) -> None:
-    optimizer = model.optimizer
-    _seam.build_optimizer(optimizer, state.weights)
-    for name, slots in _slots(type(model)).items():
-        present = state.variables.setdefault(name, {})
-        for key, slot in slots.items():
-            if key in present:
-                continue
-            if slot.per_weight:
-                present[key] = _seam.add_optimizer_slots(optimizer, state.weights, f"{name}_{key}")
-            else:
-                present[key] = _seam.add_optimizer_scalar(optimizer, f"{name}_{key}", slot.dtype, slot.initial)
-
-
-def reset_state(model: Any) -> None:
-    """Give the state of the model's strategies its initial values, where its optimizer holds some of theirs already."""
-    known = None if getattr(model, "optimizer", None) is None else _STATES.get(model.optimizer)
-    if known is None:
-        return
-    for name, slots in _slots(type(model)).items():
-        for key, slot in slots.items():
-            for variable in _listed(known.variables.get(name, {}).get(key)):
-                variable.assign(tf.cast(tf.fill(variable.shape, slot.initial), slot.dtype))
-
-
-def _listed(slot: Any) -> list[Any]:
-    return slot if isinstance(slot, list) else [] if slot is None else [slot]

@@ -24,8 +24,10 @@ from pydantic import Field, field_validator, model_validator
 
 from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
+from trainstep.gradients import differentiate
 from trainstep.registry import register
-from trainstep.step import Batch, Objective, Strategy, differentiate
+from trainstep.replicas import assign
+from trainstep.step import Batch, Objective, Strategy
 from trainstep.strategies._attacks import Norm, attack, attackable
 
 
@@ -166,7 +168,7 @@ class Adversarial(Strategy):
             draws = self.strategy_state["adversarial"]["draws"]
             draw = tf.convert_to_tensor(draws)
             seed = tf.stack([options.seed, 2 * draw])  # Two numbers a draw: the L2 ball takes a second.
-            _seam.assign([(draws, draw + 1)])
+            assign([(draws, draw + 1)])
 
         def loss_at(x: Any) -> tf.Tensor:
             return _seam.probe(self, x, batch.y, batch.sample_weight, training=options.attack_mode == "training")

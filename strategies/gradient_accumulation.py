@@ -15,10 +15,11 @@ from typing import Literal
 import tensorflow as tf
 from pydantic import Field
 
-from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
+from trainstep.gradients import Gradients, dense, scale
 from trainstep.registry import register
-from trainstep.step import Gradients, Strategy, Update, dense, run_in_replicas
+from trainstep.replicas import assign, assign_add, conditional, run_in_replicas
+from trainstep.step import Strategy, Update
 
 
 class GradientAccumulationOptions(StrategyOptions):
@@ -40,7 +41,7 @@ class GradientAccumulationOptions(StrategyOptions):
 
 def weighted(gradients: Gradients, weight: tf.Tensor) -> Gradients:
     """Return each gradient times the scalar `weight`, dense; a None stays None."""
-    return _seam.scale([dense(gradient) for gradient in gradients], weight)
+    return scale([dense(gradient) for gradient in gradients], weight)
 
 
 @register
@@ -92,7 +93,7 @@ class GradientAccumulation(Strategy):
                 for total, gradient in zip(state["gradients"], weighted(gradients, weight), strict=True)
                 if gradient is not None
             ]
-            _seam.assign_add([*present, (state["samples"], weight), (state["count"], 1)])
+            assign_add([*present, (state["samples"], weight), (state["count"], 1)])
 
         def apply(gradients: Gradients, weight: tf.Tensor) -> None:
             samples = state["samples"] + weight
@@ -103,7 +104,7 @@ class GradientAccumulation(Strategy):
             self._apply_window(sums, samples, state["count"] + 1, hand_on)
 
         full = tf.convert_to_tensor(state["count"]) + 1 >= options.steps
-        _seam.conditional(full, apply, accumulate, (update.gradients, weight))
+        conditional(full, apply, accumulate, (update.gradients, weight))
 
     def finish_epoch(self) -> None:
         super().finish_epoch()
@@ -124,7 +125,7 @@ class GradientAccumulation(Strategy):
         factor = tf.math.divide_no_nan(1.0, samples)  # A window may hold nothing but masked entries.
         if options.reduction == "sum":
             factor *= tf.cast(count, tf.float32)
-        mean = _seam.scale(sums, factor)
+        mean = scale(sums, factor)
         everything = [*state["gradients"], state["samples"], state["count"]]
-        _seam.assign([(variable, tf.zeros(variable.shape, variable.dtype)) for variable in everything])
+        assign([(variable, tf.zeros(variable.shape, variable.dtype)) for variable in everything])
         hand_on(Update(mean, samples))

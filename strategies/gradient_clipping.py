@@ -17,10 +17,10 @@ import math
 import tensorflow as tf
 from pydantic import Field, model_validator
 
-from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Stage, StrategyOptions
+from trainstep.gradients import Gradients, dense, scale
 from trainstep.registry import register
-from trainstep.step import Gradients, Strategy, Update, dense
+from trainstep.step import Strategy, Update
 
 _BOUND = "Largest {} after clipping, in units of the gradient; infinity clips nothing."
 _ADVICE = "Keep the strategy and drop the optimizer's argument: only the strategy clips the summed, unscaled gradient."
@@ -53,7 +53,7 @@ def clip_by_norm(gradients: Gradients, clipnorm: float) -> Gradients:
     norm = tf.linalg.global_norm(gradients)
     factor = clipnorm / tf.maximum(norm, clipnorm)  # Exactly 1 where nothing is to be clipped.
     # A factor of 0, from an infinite norm, would turn the finite entries to zeros in silence.
-    return _seam.scale(gradients, tf.where(tf.math.is_finite(norm), factor, math.nan))
+    return scale(gradients, tf.where(tf.math.is_finite(norm), factor, math.nan))
 
 
 def clip_by_value(gradient: tf.Tensor, clipvalue: float) -> tf.Tensor:

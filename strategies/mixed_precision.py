@@ -18,11 +18,12 @@ from typing import Any, Literal
 import tensorflow as tf
 from pydantic import Field, field_validator, model_validator
 
-from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
 from trainstep.errors import NonFiniteGradientError
+from trainstep.gradients import Gradients
 from trainstep.registry import register
-from trainstep.step import Gradients, Strategy, Update, require
+from trainstep.replicas import assign, conditional
+from trainstep.step import Strategy, Update, require
 from trainstep.strategies import _dtype_policies
 
 _ADVICE = "Keep the strategy, whose scale has a floor and a cap, and pass the plain optimizer, without its own scaling."
@@ -134,7 +135,7 @@ class MixedPrecision(Strategy):
             full = finite_steps >= options.growth_interval
             scale = next_scale(tf.convert_to_tensor(state["scale"]), finite_steps, options)
             values = {"scale": scale, "finite_steps": tf.where(full, 0, finite_steps), "skips": skips}
-            _seam.assign([(state[name], value) for name, value in values.items()])
+            assign([(state[name], value) for name, value in values.items()])
 
         def apply(update: Update) -> None:
             hand_on(update)
@@ -146,7 +147,7 @@ class MixedPrecision(Strategy):
             record(tf.constant(0), skips)
             require(skips < options.max_consecutive_skips, _explanation(options))
 
-        _seam.conditional(all_finite(update.gradients), apply, skip, (update,))
+        conditional(all_finite(update.gradients), apply, skip, (update,))
 
     def finish_epoch(self) -> None:
         super().finish_epoch()

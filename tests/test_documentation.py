@@ -1,7 +1,11 @@
 """README, CONTRIBUTING and the cards are true: what they show runs, and they miss no strategy."""
 
+import os
 import pathlib
 import re
+import runpy
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -10,6 +14,7 @@ import pytest
 import trainstep
 
 ROOT = pathlib.Path(trainstep.__file__).parent
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
 
 
 def snippets(path: pathlib.Path) -> str:
@@ -52,9 +57,44 @@ def test_the_card_names_every_option_and_the_reference(name):
 
 
 def test_the_readme_lists_the_catalogue_as_the_strategies_describe_themselves():
-    rows = [line.split("|") for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `")]
-    listed = {row[1].strip(" `"): row[2].strip() for row in rows}
-    assert listed == {name: trainstep.get(name).declaration.summary for name in trainstep.names()}
+    writer = runpy.run_path(str(ROOT / "docs" / "catalogue.py"))
+    text = (ROOT / "README.md").read_text()
+    assert writer["with_table"](text) == text  # Else: `make docs`.
+
+
+def test_the_table_of_the_readme_follows_the_catalogue():
+    writer = runpy.run_path(str(ROOT / "docs" / "catalogue.py"))
+    text = f"before\n{writer['BEGIN']}| of an earlier day |\n\nafter\n"
+    assert writer["with_table"](text) == f"before\n{writer['BEGIN']}{writer['table']()}\nafter\n"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_within_the_repository_lead_somewhere(path):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text())
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+PLAIN_KERAS = """
+import sys, keras, numpy
+model = keras.models.load_model(sys.argv[1])
+assert "trainstep" not in sys.modules
+x, y = numpy.load("x.npy"), numpy.load("y.npy")
+numpy.testing.assert_allclose(model.predict(x, verbose=0), y, rtol=1e-6)
+model.fit(x, y, verbose=0)
+"""
+
+
+def test_what_the_readme_saves_without_strategies_needs_no_trainstep(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "readme"}
+    run(ROOT / "README.md", names)
+    np.save("x.npy", names["x"])
+    np.save("y.npy", names["model"].predict(names["x"], verbose=0))
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN_KERAS, "plain.keras"],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_contributing_names_every_hook():

@@ -57,7 +57,7 @@ def test_a_model_without_a_float32_layer_has_no_precision_to_mix():
 
 def test_a_class_in_place_of_a_name_is_refused():
     with pytest.raises(errors.UnknownStrategyError, match="called by its name, not"):
-        trainstep.get(trainstep.Standard)
+        trainstep.get(trainstep.strategies.Standard)
 
 
 def test_a_train_step_of_ones_own_behind_model_class_is_named():
@@ -192,7 +192,7 @@ def test_nothing_to_remove():
 
 
 def test_what_a_class_was_defined_with_cannot_be_removed():
-    class Net(trainstep.Standard, keras.Model):
+    class Net(trainstep.strategies.Standard, keras.Model):
         pass
 
     with pytest.raises(errors.NotAppliedError, match="Net has its strategies among its bases"):
@@ -206,7 +206,7 @@ def test_a_train_step_of_the_users_own_would_never_run(define):
             return {}
 
     def define_it():
-        return type("Both", (trainstep.Standard, Net), {})
+        return type("Both", (trainstep.strategies.Standard, Net), {})
 
     def apply_it():
         return trainstep.apply(Net(), "standard")
@@ -318,7 +318,7 @@ def test_a_strategy_silent_about_neutral_options():
 
 
 def test_only_strategies_are_registered():
-    for wrong in (3, keras.Model, trainstep.Strategy, trainstep.Standard.declaration):
+    for wrong in (3, keras.Model, trainstep.Strategy, trainstep.strategies.Standard.declaration):
         with pytest.raises(errors.StrategyDefinitionError, match=r"Only a subclass of trainstep.Strategy"):
             trainstep.register(wrong)
 
@@ -329,7 +329,7 @@ def test_a_name_that_is_taken():
         errors.DuplicateStrategyError, match=r"'standard' of .*Other is taken by trainstep.strategies.standard.Standard"
     ):
         trainstep.register(Other)
-    assert trainstep.get("standard") is trainstep.Standard
+    assert trainstep.get("standard") is trainstep.strategies.Standard
 
 
 def test_bases_in_the_wrong_order():
@@ -337,14 +337,14 @@ def test_bases_in_the_wrong_order():
         errors.StrategyDefinitionError, match=r"must be \(GradientAccumulation, GradientClipping, \.\.\., keras.Model\)"
     ):
 
-        class Net(trainstep.GradientClipping, trainstep.GradientAccumulation, keras.Model):
+        class Net(trainstep.strategies.GradientClipping, trainstep.strategies.GradientAccumulation, keras.Model):
             pass
 
 
 def test_the_model_before_its_strategies():
     with pytest.raises((errors.StrategyDefinitionError, TypeError)):
 
-        class Net(keras.Model, trainstep.Standard):
+        class Net(keras.Model, trainstep.strategies.Standard):
             pass
 
 
@@ -353,14 +353,14 @@ def test_options_for_a_strategy_not_among_the_bases():
         errors.StrategyDefinitionError, match=r"names \['gradient_clipping'\], not among its bases: \['standard'\]"
     ):
 
-        class Net(trainstep.Standard, keras.Model):
+        class Net(trainstep.strategies.Standard, keras.Model):
             strategy_options = {"gradient_clipping": {}}  # noqa: RUF012
 
 
 def test_wrong_options_on_a_class():
     with pytest.raises(errors.InvalidOptionsError, match="gradient_clipping: clipnorm: "):
 
-        class Net(trainstep.GradientClipping, keras.Model):
+        class Net(trainstep.strategies.GradientClipping, keras.Model):
             strategy_options = {"gradient_clipping": {"clipnorm": -1.0}}  # noqa: RUF012
 
 

@@ -27,8 +27,7 @@ def test_names_are_sorted_and_lead_to_their_classes():
 def test_every_built_in_strategy_is_exported_under_the_name_of_its_class():
     for name in NAMES:
         strategy = trainstep.get(name)
-        assert getattr(trainstep, strategy.__name__) is strategy
-        assert strategy.__name__ in trainstep.__all__
+        assert getattr(trainstep.strategies, strategy.__name__) is strategy
 
 
 def test_register_is_a_decorator_and_may_be_repeated():
@@ -104,7 +103,7 @@ def test_a_plugin_that_shadows_a_built_in_strategy_is_reported_and_does_not_win(
     with pytest.warns(
         UserWarning, match="'standard' .*DuplicateStrategyError.*is taken by trainstep.strategies.standard"
     ):
-        assert trainstep.get("standard") is trainstep.Standard
+        assert trainstep.get("standard") is trainstep.strategies.Standard
 
 
 def test_a_plugin_that_is_no_strategy_is_reported(plugins):

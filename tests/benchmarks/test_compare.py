@@ -104,7 +104,7 @@ def test_an_error_while_training_is_a_row_and_the_others_go_on(monkeypatch):
     def broken(self, batch):
         raise RuntimeError("no such luck\nsecond line")
 
-    monkeypatch.setattr(trainstep.Adversarial, "transform_batch", broken)
+    monkeypatch.setattr(trainstep.strategies.Adversarial, "transform_batch", broken)
     comparison = compared(["adversarial"])
     assert [cell.label for cell in comparison.cells] == ["standard", "adversarial"]
     standard, adversarial = comparison.cells

@@ -198,6 +198,16 @@ def test_sample_weights_are_those_of_the_big_batch(assert_close):
     assert_close(small.variables, big.variables)
 
 
+def test_a_loss_that_sums_adds_up_on_request(assert_close):
+    """Unequal batches too: a sum over examples is the sum of sums."""
+    workload = Workload(dense, X[:6], Y[:6], lambda: {"optimizer": sgd(0.01), "loss": keras.losses.MeanSquaredError(
+        reduction="sum")})  # fmt: skip
+    model = prepared(workload, "gradient_accumulation", {"steps": 2, "weighting": "batches", "reduction": "sum"})
+    model.train_on_batch(X[:4], Y[:4])
+    model.train_on_batch(X[4:6], Y[4:6])
+    assert_close(model.get_weights(), run(workload, fit={"batch_size": 6, "epochs": 1}).variables)
+
+
 def test_masked_sequences_are_weighed_by_their_unmasked_entries(assert_close):
     """Keras divides by the unmasked entries of a batch: the sum over micro-batches must too."""
     x = tokens(16)
@@ -265,7 +275,7 @@ def test_what_ends_an_epoch_is_traced_once():
             traces.append(1)
             super().update_weights(update)
 
-    model = type("Net", (trainstep.GradientAccumulation, Looking, WithoutTrainingArgument), {})()
+    model = type("Net", (trainstep.strategies.GradientAccumulation, Looking, WithoutTrainingArgument), {})()
     model.compile(sgd(), "mse")
     fitted(model, Workload(dense, X, Y), epochs=1)
     first = len(traces)

@@ -1,0 +1,105 @@
+"""What is different when there are several replicas, and is written here once.
+
+Under `tf.distribute` a step runs in every replica at once, each with its share of the batch. State
+and weights are the same everywhere, so whatever changes them must be, too.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from trainstep import _seam
+
+_TRACES = "_trainstep_traces"
+
+
+def sum_over_replicas(tensors: Sequence[Any]) -> list[Any]:
+    """Return the sum over all replicas of each tensor; a None stays None."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1 or not present:
+        return list(tensors)
+    replica_context = tf.distribute.get_replica_context()
+    summed = iter(replica_context.all_reduce(tf.distribute.ReduceOp.SUM, present))
+    return [None if tensor is None else next(summed) for tensor in tensors]
+
+
+def assign(pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Assign to each state variable its new value, which must be the same on every replica."""
+    _change(pairs, lambda variable, value: variable.assign(value))
+
+
+def assign_add(pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Add to each state variable, in place, a value which must be the same on every replica."""
+    _change(pairs, lambda variable, value: variable.assign_add(value))
+
+
+def _change(pairs: Sequence[tuple[Any, Any]], operation: Callable[[Any, Any], Any]) -> None:
+    pairs = [(_seam.tf_variable(variable), value) for variable, value in pairs]
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        for variable, value in pairs:
+            operation(variable, value)
+        return
+    variables = [variable for variable, _ in pairs]
+
+    def update(strategy: tf.distribute.Strategy, values: Sequence[Any]) -> None:
+        for variable, value in zip(variables, values, strict=True):
+            strategy.extended.update(variable, operation, args=(value,), group=False)
+
+    tf.distribute.get_replica_context().merge_call(update, args=([value for _, value in pairs],))
+
+
+def conditional(
+    predicate: tf.Tensor,
+    true_branch: Callable[..., None],
+    false_branch: Callable[..., None],
+    args: tuple[Any, ...],
+) -> None:
+    """Run one of two branches, either of which may update variables or weights.
+
+    `predicate` is a boolean scalar, the same on every replica; `args` are nested tensors, passed to
+    the branch that runs. Under several replicas a plain `tf.cond` around anything that reaches the
+    optimizer fails ("merge_call called while defining a new graph"), so the choice is made once for
+    all replicas and each enters the branch anew.
+    """
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        tf.cond(predicate, lambda: _no_value(true_branch, args), lambda: _no_value(false_branch, args))
+        return
+
+    def choose(strategy: tf.distribute.Strategy, predicates: Any, *args: Any) -> None:
+        def enter(branch: Callable[..., None]) -> Callable[[], tf.Tensor]:
+            def run() -> tf.Tensor:
+                strategy.extended.call_for_each_replica(branch, args=args)
+                return tf.constant(0)
+
+            return run
+
+        first = strategy.experimental_local_results(predicates)[0]
+        tf.cond(first, enter(true_branch), enter(false_branch))
+
+    tf.distribute.get_replica_context().merge_call(choose, args=(predicate, *args))
+
+
+def _no_value(branch: Callable[..., None], args: tuple[Any, ...]) -> tf.Tensor:
+    branch(*args)
+    return tf.constant(0)  # Both branches of a `tf.cond` must return something of one type.
+
+
+def run_in_replicas(model: Any, name: str, function: Callable[[], None]) -> None:
+    """Run `function` once, outside a step, in every replica; traced once under `name`, until the next `compile`."""
+
+    def run() -> None:
+        model.distribute_strategy.run(function)
+
+    if model.run_eagerly:
+        run()
+        return
+    traces = vars(model).setdefault(_TRACES, {})  # Past Keras's tracking of attributes.
+    if name not in traces:
+        traces[name] = tf.function(run)
+    traces[name]()
+
+
+def forget_traces(model: Any) -> None:
+    """Let `run_in_replicas` trace its functions anew."""
+    vars(model).pop(_TRACES, None)
