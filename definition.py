@@ -16,7 +16,7 @@ from trainstep.errors import (
 )
 
 HOOKS = ("transform_batch", "compute_objective", "compute_gradients", "update_weights", "report_metrics")
-HOST_HOOKS = ("attach_strategies", "detach_strategies", "finish_epoch", "loss_scale", "check_model")
+HOST_HOOKS = ("attach_strategies", "detach_strategies", "finish_epoch", "check_progress", "loss_scale", "check_model")
 RESERVED = (*HOOKS, *HOST_HOOKS, "strategy_options", "strategy_state", "acts_on_updates", "composes_objectives")
 OWNED_BY_THE_ROOT = ("train_step", "fit", "train_on_batch", "compile", "__init__", "__new__")
 

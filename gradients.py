@@ -22,12 +22,12 @@ def differentiate(model: Any, tape: tf.GradientTape, loss: tf.Tensor, sources: A
     return scale(gradients, 1 / factor)
 
 
-def scale(gradients: Sequence[Any], factor: tf.Tensor) -> list[Any]:
+def scale(gradients: Sequence[Any], factor: tf.Tensor | float) -> list[Any]:
     """Multiply each gradient by the scalar `factor`; a None stays None, an `IndexedSlices` sparse."""
     return [_scaled(gradient, factor) for gradient in gradients]
 
 
-def _scaled(gradient: Any, factor: tf.Tensor) -> Any:
+def _scaled(gradient: Any, factor: tf.Tensor | float) -> Any:
     if gradient is None:
         return None
     if isinstance(gradient, tf.IndexedSlices):

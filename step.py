@@ -132,6 +132,12 @@ class Strategy(Declared, _ModelBase, root=True):
     def finish_epoch(self) -> None:
         """Finish what the last steps left open. Called on the host when an epoch of `fit` ends, before validation."""
 
+    def check_progress(self) -> None:
+        """Raise what went wrong in steps that could not say so themselves, see `require`.
+
+        Called on the host after `finish_epoch`, and after each `train_on_batch`.
+        """
+
     # --- The step ---
 
     @final
@@ -204,7 +210,9 @@ class Strategy(Declared, _ModelBase, root=True):
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Train on one batch as Keras does."""
         with _explained_errors():
-            return super().train_on_batch(*args, **kwargs)
+            logs = super().train_on_batch(*args, **kwargs)
+        self.check_progress()
+        return logs
 
 
 def _arguments_with_callbacks(cls: type, bound: inspect.BoundArguments) -> dict[str, Any]:
@@ -239,6 +247,7 @@ class _EpochEnd(keras.callbacks.Callback):
             self._open = False
             model: Any = self.model
             model.finish_epoch()
+            model.check_progress()
 
 
 _FAILURE = "trainstep: "
@@ -247,7 +256,7 @@ _FAILURE = "trainstep: "
 def require(condition: tf.Tensor, message: str) -> None:
     """Stop training from inside the step unless `condition`; `fit` raises it as `NonFiniteGradientError`.
 
-    XLA leaves such checks out: a strategy that needs one repeats it in `finish_epoch`.
+    XLA leaves such checks out: a strategy that needs one repeats it in `check_progress`.
     """
     tf.debugging.Assert(condition, [_FAILURE + message])
 

@@ -149,8 +149,8 @@ class MixedPrecision(Strategy):
 
         conditional(all_finite(update.gradients), apply, skip, (update,))
 
-    def finish_epoch(self) -> None:
-        super().finish_epoch()
+    def check_progress(self) -> None:
+        super().check_progress()
         options, state = self.strategy_options["mixed_precision"], self.strategy_state["mixed_precision"]
         if state and int(state["skips"].numpy()) >= options.max_consecutive_skips:
             raise NonFiniteGradientError(_explanation(options))

@@ -259,8 +259,10 @@ def test_too_many_skips_stop_training_and_say_why(compiled):
     assert weight_of(model) == 1.0
 
 
-def test_too_many_skips_stop_train_on_batch():
+@pytest.mark.parametrize("compiled", [{}, {"run_eagerly": True}, {"jit_compile": True}], ids=str)
+def test_too_many_skips_stop_train_on_batch(compiled):
     model = half(max_consecutive_skips=2)
+    model.compile(sgd(), "mse", **compiled)
     model.train_on_batch(*BAD)
     with pytest.raises(errors.NonFiniteGradientError, match="not finite 2 updates in a row"):
         model.train_on_batch(*BAD)
