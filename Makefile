@@ -57,6 +57,8 @@ ifdef UV
 	uv venv --quiet --allow-existing --python $(PYTHON) .venv
 	uv pip install --quiet --compile-bytecode --python .venv/bin/python --editable . --group dev
 else
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' || \
+		{ echo "trainstep needs Python 3.10 to 3.13, and $(PYTHON) is not one: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	.venv/bin/python -m pip install --quiet --editable . --group dev

@@ -83,27 +83,42 @@ def model_class(base: type[ModelT], spec: Spec, /, **options: Any) -> type[Model
         **options: see `compose`.
 
     Returns:
-        The class; one and the same for equal arguments, however the names are ordered, until it is
-        called with the inputs and outputs of a functional model.
+        The class, a new one at each call.
     """
     if not (isinstance(base, type) and issubclass(base, keras.Model)):
         raise NotAModelError(f"`model_class` takes keras.Model or a subclass, not {base!r}.")
     _refuse_second(base)
     check_model_class(base)
+    return _new_class(base, compose(spec, **options))
+
+
+def _new_class(base: type[ModelT], composition: Composition) -> type[ModelT]:
+    namespace = {
+        "strategy_options": {strategy.declaration.name: choice for strategy, choice in composition.items()},
+        "__doc__": base.__doc__,
+        # That of the class a file is loaded by, so that where there is no trainstep, Keras's error names it.
+        "__module__": saving.__name__,
+        "__qualname__": base.__qualname__,
+    }
+    bases: tuple[Any, ...] = (*composition, saving.Saved, base)
+    new_class: Any = type(base.__name__, bases, namespace)
+    saving.share_name(new_class)
+    return new_class
+
+
+def _known_class(base: type[ModelT], spec: Spec, **options: Any) -> type[ModelT]:
+    """Return what `model_class` does, one and the same class for equal arguments.
+
+    Not for others to inherit from or to call: called with inputs and outputs, a class of `keras.Model` has its bases
+    exchanged by Keras, and those of all that inherit from it.
+    """
+    _refuse_second(base)
+    check_model_class(base)
     composition = compose(spec, **options)
     key = repr([(strategy.declaration.name, choice) for strategy, choice in composition.items()])
     known = _classes.setdefault(base, {})
-    # Called with inputs and outputs, a class of `keras.Model` has this base exchanged by Keras, for good. It makes
-    # functional models from then on; who wants to inherit from it needs one that still has the base.
     if key not in known or base not in known[key].__bases__:
-        namespace = {
-            "strategy_options": {strategy.declaration.name: choice for strategy, choice in composition.items()},
-            "__doc__": base.__doc__,
-            "__module__": base.__module__,
-            "__qualname__": base.__qualname__,
-        }
-        known[key] = type(base.__name__, (*composition, saving.Saved, base), namespace)
-        saving.share_name(known[key])
+        known[key] = _new_class(base, composition)
     return known[key]
 
 
@@ -133,7 +148,7 @@ def apply(model: ModelT, spec: Spec, /, **options: Any) -> ModelT:
         hint = " Pass an instance of it, or use `model_class`." if isinstance(model, type) else ""
         raise NotAModelError(f"Strategies apply to a keras.Model, not to {type(model).__name__} {model!r}.{hint}")
     plain = type(model)
-    composed = model_class(plain, spec, **options)
+    composed = _known_class(plain, spec, **options)
     if getattr(model, "optimizer", None) is not None:
         check_optimizer(composed, model.optimizer)
     model.__class__ = composed

@@ -69,7 +69,7 @@ class ModelConflictError(TrainstepError):
 
 
 class OptimizerConflictError(TrainstepError):
-    """The optimizer, or the model's dtype policy, already does what a strategy does."""
+    """The optimizer already does what a strategy does."""
 
 
 class UnsupportedInputError(TrainstepError):

@@ -87,6 +87,7 @@ _HOOKS = {
     "compute_objective": "forward pass and `compute_loss` of the model",
     "compute_gradients": "backward pass to the weights",
     "update_weights": "optimizer.apply_gradients",
+    "report_metrics": "metrics of the model",
 }
 
 
@@ -141,8 +142,8 @@ class Description:
     """The documentation of its module: formula, cost, source."""
     options: dict[str, Any]
     """JSON schema of its options: types, defaults, bounds and a sentence each."""
-    cost: Cost
-    """With default options."""
+    cost: Cost | None
+    """With default options; None where an option has no default."""
     reference: str
     conflicts: dict[str, str]
     """What it cannot be combined with, and why."""
@@ -155,20 +156,33 @@ class Description:
     def __str__(self) -> str:
         lines = [self.name, "", self.text, "", "Options:"]
         for name, field in self.options.get("properties", {}).items():
-            choices = [choice for each in field.get("anyOf", [field]) for choice in each.get("enum", [])]
-            allowed = f"; one of {', '.join(map(repr, choices))}" if choices else ""
-            lines.append(f"  {name} (default: {field.get('default')!r}{allowed})")
+            default = f"default: {field['default']!r}" if "default" in field else "required"
+            lines.append(f"  {name} ({default}{_allowed(field)})")
             lines.append(f"      {field.get('description', '')}")
         if not self.options.get("properties"):
             lines.append("  none")
         cost = self.cost
-        lines += [
-            "",
-            f"Cost: {cost.time:.2f} of a plain step at the limit; memory: {cost.memory}; batch norm: {cost.batch_norm}",
-        ]
+        if cost is not None:
+            lines += [
+                "",
+                f"Cost: {cost.time:.2f} of a plain step at the limit",
+                f"Memory: {cost.memory}",
+                f"Batch norm: {cost.batch_norm}",
+            ]
         lines += [f"Not with {other}: {reason}" for other, reason in self.conflicts.items()]
         lines += [f"With {other}: {note}" for other, note in self.notes.items()]
         return "\n".join(lines)
+
+
+_BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+
+
+def _allowed(field: dict[str, Any]) -> str:
+    """Return what the JSON schema of an option allows, in words."""
+    kinds = field.get("anyOf", [field])
+    choices = [repr(choice) for kind in kinds for choice in kind.get("enum", [])]
+    bounds = [f"{word} {kind[key]:g}" for kind in kinds for key, word in _BOUNDS.items() if key in kind]
+    return (f"; one of {', '.join(choices)}" if choices else "") + "".join(f"; {bound}" for bound in bounds)
 
 
 def describe(name: str, /) -> Description:
@@ -179,13 +193,14 @@ def describe(name: str, /) -> Description:
     """
     strategy = registry.get(name)
     declaration = strategy.declaration
+    required = any(field.is_required() for field in declaration.options.model_fields.values())
     documentation = sys.modules[strategy.__module__].__doc__ or strategy.__doc__ or declaration.summary
     return Description(
         name=name,
         summary=declaration.summary,
         text=documentation.strip(),
         options=declaration.options.model_json_schema(),
-        cost=declaration.cost(declaration.options()),
+        cost=None if required else declaration.cost(declaration.options()),
         reference=declaration.reference,
         conflicts=dict(declaration.conflicts),
         notes=dict(declaration.notes),

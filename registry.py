@@ -51,7 +51,10 @@ def get(name: str) -> type[Strategy]:
     """
     _load_plugins()
     if not isinstance(name, str):
-        raise UnknownStrategyError(f"A strategy is called by its name, not {name!r}. Names: {', '.join(names())}.")
+        hint = f" Write {name.declaration.name!r}." if isinstance(name, type) and name in _strategies.values() else ""
+        raise UnknownStrategyError(
+            f"A strategy is called by its name, not {name!r}.{hint} Names: {', '.join(names())}."
+        )
     if name in _strategies:
         return _strategies[name]
     failure = f" The plugin {name!r} could not be loaded: {_failures[name]}." if name in _failures else ""

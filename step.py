@@ -184,6 +184,10 @@ class Strategy(Declared, _ModelBase, root=True):
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as the saved model was; Keras leaves a model with a `compile` of its own uncompiled."""
+        inherited: Any = super().compile_from_config
+        if inherited.__func__ is not keras.Model.compile_from_config:  # The user's own knows what it was saved with.
+            inherited(config)
+            return
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.optimizer is not None and self.built:
             _seam.build_optimizer(self.optimizer, self.trainable_variables)

@@ -17,6 +17,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Training strategies for Keras on TensorFlow: what there are, what they do, how they compare.",
 )
 

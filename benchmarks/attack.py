@@ -9,6 +9,7 @@ accuracy, and means nothing without its budget.
 Madry et al., ICLR 2018, https://arxiv.org/abs/1706.06083
 """
 
+import functools
 from typing import Any
 
 import tensorflow as tf
@@ -17,6 +18,7 @@ from pydantic import Field
 from trainstep import _seam
 from trainstep.declaration import StrategyOptions
 from trainstep.errors import UnsupportedInputError
+from trainstep.gradients import differentiate
 from trainstep.strategies._attacks import Norm, attackable
 from trainstep.strategies._attacks import attack as run_attack
 
@@ -69,7 +71,8 @@ def compiled_attack(model: Any, attack: Attack) -> Any:
     """Return a `tf.function` (x, y, seed) -> bool (batch,): which examples withstand `attack`.
 
     Args:
-        model: compiled; its loss is what the attack climbs, its output one score for each class, (batch, classes).
+        model: with strategies applied, and compiled; its loss is what the attack climbs, through the loss scale where
+            there is one, its output one score for each class, (batch, classes).
         attack: the budget.
     """
 
@@ -78,7 +81,7 @@ def compiled_attack(model: Any, attack: Attack) -> Any:
             x,
             attackable(x, model, None),
             lambda moved: _seam.probe(model, moved, y, None, training=False),
-            lambda tape, loss, sources: tape.gradient(loss, sources),
+            functools.partial(differentiate, model),
             seed=seed,
             epsilon=attack.epsilon,
             norm=attack.norm,

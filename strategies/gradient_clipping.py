@@ -23,7 +23,6 @@ from trainstep.registry import register
 from trainstep.step import Strategy, Update
 
 _BOUND = "Largest {} after clipping, in units of the gradient; infinity clips nothing."
-_SHRINK = 2.0**-90
 _ADVICE = "Keep the strategy and drop the optimizer's argument: only the strategy clips the summed, unscaled gradient."
 
 
@@ -50,19 +49,14 @@ class GradientClippingOptions(StrategyOptions):
 
 
 def clip_by_norm(gradients: Gradients, clipnorm: float) -> Gradients:
-    """Scale `gradients` together to an L2 norm of at most `clipnorm`; to NaN where that norm is not finite."""
+    """Scale `gradients` together to an L2 norm of at most `clipnorm`; to NaN where that norm is not finite.
+
+    As in Keras, entries from 2**64 on make it so: their squares are beyond float32.
+    """
     norm = tf.linalg.global_norm(gradients)
-
-    def factor() -> tf.Tensor:
-        return clipnorm / tf.maximum(norm, clipnorm)  # Exactly 1 where nothing is to be clipped.
-
-    def factor_of_large() -> tf.Tensor:
-        # Squares overflow from 2**64 on: a norm may be infinite where all entries are finite.
-        return tf.minimum(clipnorm * _SHRINK / tf.linalg.global_norm(scale(gradients, _SHRINK)), 1)
-
-    by = tf.cond(tf.math.is_inf(norm), factor_of_large, factor)
-    # A factor of 0, from an infinite entry, would turn the finite ones to zeros in silence.
-    return scale(gradients, tf.where(by > 0, by, math.nan))
+    factor = clipnorm / tf.maximum(norm, clipnorm)  # Exactly 1 where nothing is to be clipped.
+    # A factor of 0, from an infinite norm, would turn the finite entries to zeros in silence.
+    return scale(gradients, tf.where(tf.math.is_finite(norm), factor, math.nan))
 
 
 def clip_by_value(gradient: tf.Tensor, clipvalue: float) -> tf.Tensor:
