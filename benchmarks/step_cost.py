@@ -1,8 +1,9 @@
 """What a step costs: each strategy beside plain Keras `fit`, and beside the peer that does the same.
 
 All subjects of one net live in one process and take turns, an epoch each, so that a machine whose
-speed drifts slows all of them alike. What counts are medians over many short epochs. Processor time is
-measured beside the time on the clock: what other programs do on the machine counts less in it.
+speed drifts slows all of them alike: a ratio is the median of those of the turns. Models are made anew
+several times, since where their tensors lie in memory is worth a percent. Processor time is measured
+beside the time on the clock: what other programs do on the machine counts less in it.
 
     python -m trainstep.benchmarks.step_cost [--only PART] [--rounds 50] [--output FOLDER]
 """
@@ -28,6 +29,7 @@ import tensorflow as tf
 import trainstep
 from trainstep.benchmarks.environment import environment
 
+FRESH = 5  # Times the models are made anew.
 PARTS = ("cnn", "mlp", "wide", "tracing")
 FOOTNOTE = """A plain step never differentiates the first layer with respect to its input; an attack does.
 Where the first layer is most of the net, as in `mlp`, the limit of FGSM is therefore 2 plain steps, not 5/3."""
@@ -68,7 +70,7 @@ class Row:
     @property
     def reached(self) -> bool | None:
         """Whether the ratio is within its target; None where there is none."""
-        return None if self.target is None else round(self.ratio, 2) <= self.target
+        return None if self.target is None else round(self.ratio, 3) <= self.target
 
 
 def cnn() -> keras.Model:
@@ -146,16 +148,20 @@ def batches(shape: tuple[int, ...], size: int, steps: int) -> tf.data.Dataset:
 def measure(
     net: str, build: Callable[[], keras.Model], entries: list[Subject], *, batch: int, rounds: int, steps: int
 ) -> list[Row]:
-    """Train all `entries` in turn, an epoch of `steps` steps each, `rounds` times after one that does not count."""
-    models: dict[str, Any] = {entry.label: compiled(entry, build) for entry in entries}
+    """Train all `entries` in turn, an epoch of `steps` steps each, `rounds` times in all."""
     data = batches(build().input_shape[1:], batch, steps)
     times: dict[str, list[Seconds]] = {entry.label: [] for entry in entries}
-    for turn in range(rounds + 1):
-        # Every other round backwards, so that no subject always follows the same one.
-        for label, model in list(models.items())[:: 1 if turn % 2 else -1]:
-            seconds = _timed(lambda model=model: model.fit(data, shuffle=False, verbose=0))
-            if turn:
+    for begin in range(0, rounds, -(-rounds // FRESH)):
+        models: dict[str, Any] = {entry.label: compiled(entry, build) for entry in entries}
+        for model in models.values():
+            model.fit(data, shuffle=False, verbose=0)  # Traces; it does not count.
+        for turn in range(begin, min(begin + -(-rounds // FRESH), rounds)):
+            # Every other turn backwards, so that no subject always follows the same one.
+            for label, model in list(models.items())[:: 1 if turn % 2 else -1]:
+                seconds = _timed(lambda model=model: model.fit(data, shuffle=False, verbose=0))
                 times[label].append(Seconds(seconds.clock / steps, seconds.processor / steps))
+        del models
+        gc.collect()
     return [_row(net, entry, times) for entry in entries]
 
 
@@ -167,11 +173,11 @@ def _timed(function: Callable[[], Any]) -> Seconds:
 
 def _row(net: str, entry: Subject, times: dict[str, list[Seconds]]) -> Row:
     against = "Keras fit" if entry.against not in times else entry.against
-    clock, processor = zip(*times[entry.label], strict=True)
-    other_clock, other_processor = zip(*times[against], strict=True)
-    low, middle, high = (1000 * seconds for seconds in statistics.quantiles(clock, n=4))
-    ratio = statistics.median(clock) / statistics.median(other_clock)
-    processor_ratio = statistics.median(processor) / statistics.median(other_processor)
+    mine, other = times[entry.label], times[against]
+    low, middle, high = (1000 * seconds for seconds in statistics.quantiles([each.clock for each in mine], n=4))
+    pairs = list(zip(mine, other, strict=True))
+    ratio = statistics.median(a.clock / b.clock for a, b in pairs)
+    processor_ratio = statistics.median(a.processor / b.processor for a, b in pairs)
     return Row(net, entry.label, against, middle, (low, high), ratio, processor_ratio, entry.target)
 
 
