@@ -34,19 +34,31 @@ def assign_add(pairs: Sequence[tuple[Any, Any]]) -> None:
     _change(pairs, lambda variable, value: variable.assign_add(value))
 
 
-def _change(pairs: Sequence[tuple[Any, Any]], operation: Callable[[Any, Any], Any]) -> None:
-    pairs = [(_seam.tf_variable(variable), value) for variable, value in pairs]
+def add_scaled(pairs: Sequence[tuple[Any, Any]], factor: tf.Tensor) -> None:
+    """Add to each state variable, in place and in one pass, `factor` times a dense value; the same on every replica."""
+
+    def add(variable: tf.Variable, value: tf.Tensor, factor: tf.Tensor) -> None:
+        # Descent by -factor; there is no other operation that multiplies and adds without a copy.
+        alpha = -tf.cast(factor, variable.dtype)
+        tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=alpha, delta=value)
+
+    _change([(variable, value, factor) for variable, value in pairs], add)
+
+
+def _change(changes: Sequence[tuple[Any, ...]], operation: Callable[..., Any]) -> None:
+    """Call `operation` with each tuple of a variable and values."""
+    variables = [_seam.tf_variable(variable) for variable, *_ in changes]
+    values = [tuple(each) for _, *each in changes]
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
-        for variable, value in pairs:
-            operation(variable, value)
+        for variable, each in zip(variables, values, strict=True):
+            operation(variable, *each)
         return
-    variables = [variable for variable, _ in pairs]
 
-    def update(strategy: tf.distribute.Strategy, values: Sequence[Any]) -> None:
-        for variable, value in zip(variables, values, strict=True):
-            strategy.extended.update(variable, operation, args=(value,), group=False)
+    def update(strategy: tf.distribute.Strategy, values: Sequence[tuple[Any, ...]]) -> None:
+        for variable, each in zip(variables, values, strict=True):
+            strategy.extended.update(variable, operation, args=each, group=False)
 
-    tf.distribute.get_replica_context().merge_call(update, args=([value for _, value in pairs],))
+    tf.distribute.get_replica_context().merge_call(update, args=(values,))
 
 
 def conditional(

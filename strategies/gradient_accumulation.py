@@ -10,15 +10,16 @@ normalizes with the statistics of each and updates its moving averages `steps` t
 Ott et al., "Scaling Neural Machine Translation", WMT 2018, https://arxiv.org/abs/1806.00187 (section 3.2)
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import tensorflow as tf
 from pydantic import Field
 
 from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
-from trainstep.gradients import Gradients, dense, scale
+from trainstep.gradients import dense, scale
 from trainstep.registry import register
-from trainstep.replicas import assign, assign_add, conditional, run_in_replicas
+from trainstep.replicas import add_scaled, assign, assign_add, conditional, run_in_replicas
 from trainstep.step import Strategy, Update
 
 
@@ -37,11 +38,6 @@ class GradientAccumulationOptions(StrategyOptions):
         default="apply",
         description="A window not full when an epoch of `fit` ends: update from what is there, or carry it on.",
     )
-
-
-def weighted(gradients: Gradients, weight: tf.Tensor) -> Gradients:
-    """Return each gradient times the scalar `weight`, dense; a None stays None."""
-    return scale([dense(gradient) for gradient in gradients], weight)
 
 
 @register
@@ -86,25 +82,12 @@ class GradientAccumulation(Strategy):
             return
         state, hand_on = self.strategy_state["gradient_accumulation"], super().update_weights
         weight = update.samples if options.weighting == "samples" else tf.ones(())
-
-        def accumulate(gradients: Gradients, weight: tf.Tensor) -> None:
-            present = [
-                (total, gradient)
-                for total, gradient in zip(state["gradients"], weighted(gradients, weight), strict=True)
-                if gradient is not None
-            ]
-            assign_add([*present, (state["samples"], weight), (state["count"], 1)])
-
-        def apply(gradients: Gradients, weight: tf.Tensor) -> None:
-            samples = state["samples"] + weight
-            sums = [
-                None if gradient is None else total + gradient
-                for total, gradient in zip(state["gradients"], weighted(gradients, weight), strict=True)
-            ]
-            self._apply_window(sums, samples, state["count"] + 1, hand_on)
-
-        full = tf.convert_to_tensor(state["count"]) + 1 >= options.steps
-        conditional(full, apply, accumulate, (update.gradients, weight))
+        present = [gradient is not None for gradient in update.gradients]
+        pairs = zip(state["gradients"], update.gradients, strict=True)
+        add_scaled([(total, dense(gradient)) for total, gradient in pairs if gradient is not None], weight)
+        assign_add([(state["samples"], weight), (state["count"], 1)])
+        full = tf.convert_to_tensor(state["count"]) >= options.steps
+        conditional(full, lambda: self._apply_window(present, hand_on), lambda: None, ())
 
     def finish_epoch(self) -> None:
         super().finish_epoch()
@@ -113,18 +96,19 @@ class GradientAccumulation(Strategy):
             return
         state, hand_on = self.strategy_state["gradient_accumulation"], super().update_weights
         if int(state["count"].numpy()) > 0:
+            present = [True] * len(state["gradients"])
+            run_in_replicas(self, "last_window", lambda: self._apply_window(present, hand_on))
 
-            def apply() -> None:
-                sums = [tf.convert_to_tensor(total) for total in state["gradients"]]
-                self._apply_window(sums, tf.convert_to_tensor(state["samples"]), state["count"] + 0, hand_on)
-
-            run_in_replicas(self, "last_window", apply)
-
-    def _apply_window(self, sums: Gradients, samples: tf.Tensor, count: tf.Tensor, hand_on) -> None:
+    def _apply_window(self, present: list[bool], hand_on: Callable[[Update], None]) -> None:
         options, state = self.strategy_options["gradient_accumulation"], self.strategy_state["gradient_accumulation"]
+        samples, count = tf.convert_to_tensor(state["samples"]), tf.convert_to_tensor(state["count"])
         factor = tf.math.divide_no_nan(1.0, samples)  # A window may hold nothing but masked entries.
         if options.reduction == "sum":
             factor *= tf.cast(count, tf.float32)
+        sums = [
+            tf.convert_to_tensor(total) if there else None
+            for total, there in zip(state["gradients"], present, strict=True)
+        ]
         mean = scale(sums, factor)
         everything = [*state["gradients"], state["samples"], state["count"]]
         assign([(variable, tf.zeros(variable.shape, variable.dtype)) for variable in everything])
