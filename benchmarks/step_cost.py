@@ -183,12 +183,12 @@ def _row(net: str, entry: Subject, times: dict[str, list[Seconds]]) -> Row:
 
 def measure_tracing(build: Callable[[], keras.Model], entries: list[Subject], rounds: int) -> list[Row]:
     """Time the first step, which traces the graph, of fresh models; all `entries` in turn."""
-    data = batches(build().input_shape[1:], 8, 1)
+    [(x, y)] = batches(build().input_shape[1:], 8, 1)
     times: dict[str, list[Seconds]] = {entry.label: [] for entry in entries}
     for _ in range(rounds):
         for entry in entries:
             model: Any = compiled(entry, build)
-            times[entry.label].append(_timed(lambda model=model: model.fit(data, shuffle=False, verbose=0)))
+            times[entry.label].append(_timed(lambda model=model: model.train_on_batch(x, y)))
             del model
             gc.collect()
     return [_row("cnn, first step", entry, times) for entry in entries]
@@ -240,11 +240,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table, and write it into the folder that `--output` names."""
     parser = argparse.ArgumentParser(description="Measure what a step of each strategy costs.")
     parser.add_argument("--rounds", type=int, default=50, help="epochs of each subject that count")
-    parser.add_argument("--only", choices=PARTS, help="measure one part instead of all")
+    parser.add_argument("--only", choices=PARTS, help="measure one part, and keep the others of the day")
     parser.add_argument("--output", type=pathlib.Path, help="write the rows and the environment as JSON and Markdown")
     options = parser.parse_args(arguments)
     rows = [row for part in ([options.only] if options.only else PARTS) for row in rows_of(part, options.rounds)]
     applying, machine = measure_apply(cnn), environment()
+    target = (options.output or pathlib.Path()) / f"step_cost_keras-{keras.__version__}_{machine['time'][:10]}.json"
+    if options.output and options.only and target.exists():  # The other parts stay as they were measured that day.
+        measured = {row.net for row in rows}
+        kept = [Row(**row) for row in json.loads(target.read_text())["rows"]]
+        rows = [row for row in kept if row.net not in measured] + rows
     text = "\n\n".join(
         (
             table(rows),
@@ -256,10 +261,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(text)
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
-        target = options.output / f"step_cost_keras-{keras.__version__}_{machine['time'][:10]}"
         report = {"environment": machine, "apply_milliseconds": applying, "rows": [asdict(row) for row in rows]}
-        target.with_name(f"{target.name}.json").write_text(json.dumps(report, indent=2) + "\n")
-        target.with_name(f"{target.name}.md").write_text(f"# What a step costs\n\n{text}\n")
+        target.write_text(json.dumps(report, indent=2) + "\n")
+        target.with_suffix(".md").write_text(f"# What a step costs\n\n{text}\n")
     return 0
 
 

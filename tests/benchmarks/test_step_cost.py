@@ -65,3 +65,7 @@ def test_it_measures_every_subject_and_writes_what_it_measured(monkeypatch, tmp_
     assert report["environment"]["keras"] == keras.__version__
     assert path.with_suffix(".md").exists()
     assert "| cnn | standard |" in capsys.readouterr().out
+    assert step_cost.main(["--rounds", "2", "--output", str(tmp_path), "--only", "wide"]) == 0
+    again = json.loads(path.read_text())["rows"]
+    assert again[:-2] == report["rows"][:-2]
+    assert again[-2:] != report["rows"][-2:]
