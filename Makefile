@@ -18,7 +18,7 @@ test: .venv/installed  ## Run the tests with the newest TensorFlow and Keras 3.
 test-addons: .venv-addons/installed  ## Run the same tests with Keras 2 and tensorflow-addons.
 	.venv-addons/bin/python -m pytest -n $(WORKERS)
 
-test-versions:  ## Install and import on every supported Python, and run the contract on the lowest Keras 3.
+test-versions:  ## Install and import on every supported Python, and run the tests on the lowest Keras 3.
 	tests/versions.sh
 
 lint: .venv/installed  ## Check style, formatting and types.

@@ -251,8 +251,6 @@ def test_the_l2_attack_is_free_of_the_loss_scale():
     assert weight_of(model) == pytest.approx(1 - 0.125 * 7.5, rel=2**-9)
 
 
-# Keras 3.5 says so of every epoch that is no whole number of executions, whatever the model.
-@pytest.mark.filterwarnings("ignore:Your input ran out of data:UserWarning")
 @pytest.mark.parametrize(
     "compiled", [{"run_eagerly": True}, {"steps_per_execution": 3}, {"jit_compile": True}], ids=str
 )
