@@ -43,3 +43,9 @@ def dense(gradient: Any) -> Any:
     shape: Any = gradient.dense_shape
     rows = tf.cast(shape[0], tf.int64)
     return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, rows)
+
+
+def all_finite(gradients: Sequence[Any]) -> tf.Tensor:
+    """Return whether every entry of every gradient is finite, a boolean scalar; a None is."""
+    values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients if g is not None]
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])

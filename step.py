@@ -257,12 +257,14 @@ class _EpochEnd(keras.callbacks.Callback):
 _FAILURE = "trainstep: "
 
 
-def require(condition: tf.Tensor, message: str) -> None:
+def require(condition: tf.Tensor, message: str) -> Any:
     """Stop training from inside the step unless `condition`; `fit` raises it as `NonFiniteGradientError`.
+
+    Returns what must not happen where it stops has to depend on.
 
     XLA leaves such checks out: a strategy that needs one repeats it in `check_progress`.
     """
-    tf.debugging.Assert(condition, [_FAILURE + message])
+    return tf.debugging.Assert(condition, [_FAILURE + message])
 
 
 class _explained_errors:  # noqa: N801  Used like a function.

@@ -19,12 +19,11 @@ import tensorflow as tf
 from pydantic import Field, field_validator, model_validator
 
 from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
-from trainstep.errors import NonFiniteGradientError
-from trainstep.gradients import Gradients
+from trainstep.gradients import all_finite
 from trainstep.registry import register
 from trainstep.replicas import assign, conditional
-from trainstep.step import Strategy, Update, require
-from trainstep.strategies import _dtype_policies
+from trainstep.step import Strategy, Update
+from trainstep.strategies import _dtype_policies, _skips
 
 _ADVICE = "Keep the strategy, whose scale has a floor and a cap, and pass the plain optimizer, without its own scaling."
 
@@ -62,12 +61,6 @@ class MixedPrecisionOptions(StrategyOptions):
 
 
 _warned: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def all_finite(gradients: Gradients) -> tf.Tensor:
-    """Return whether every entry of every gradient is finite: a boolean scalar."""
-    values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients if g is not None]
-    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])
 
 
 def next_scale(scale: tf.Tensor, finite_steps: tf.Tensor, options: MixedPrecisionOptions) -> tf.Tensor:
@@ -139,21 +132,20 @@ class MixedPrecision(Strategy):
 
         def apply(update: Update) -> None:
             hand_on(update)
-            record(tf.convert_to_tensor(state["finite_steps"]) + 1, 0)
+            skips = _skips.after_update(state["skips"], options.max_consecutive_skips)
+            record(tf.convert_to_tensor(state["finite_steps"]) + 1, skips)
 
         def skip(update: Update) -> None:
             del update
-            skips = tf.convert_to_tensor(state["skips"]) + 1
-            record(tf.constant(0), skips)
-            require(skips < options.max_consecutive_skips, _explanation(options))
+            record(tf.constant(0), _skips.after_skip(state["skips"], options.max_consecutive_skips, _explanation(options)))
 
         conditional(all_finite(update.gradients), apply, skip, (update,))
 
     def check_progress(self) -> None:
         super().check_progress()
         options, state = self.strategy_options["mixed_precision"], self.strategy_state["mixed_precision"]
-        if state and int(state["skips"].numpy()) >= options.max_consecutive_skips:
-            raise NonFiniteGradientError(_explanation(options))
+        if state:
+            _skips.check(state["skips"], options.max_consecutive_skips, _explanation(options))
 
     def check_model(self) -> None:
         super().check_model()

@@ -623,7 +623,7 @@ def test_fitting_twice_for_an_epoch_is_fitting_for_two(name, options):
     model = prepared(simple(), name, options)
     first, second = fitted(model, simple(), epochs=1), fitted(model, simple(), epochs=1)
     history = {key: first.history[key] + second.history[key] for key in first.history}
-    assert_same(Run(second.variables, second.optimizer, history), known(simple, name, options))
+    assert_same(Run(second.variables, second.optimizer, history, second.state), known(simple, name, options))
 
 
 @pytest.mark.parametrize("made_by", ["model_class", "inheriting from it", "hand"])

@@ -7,17 +7,23 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 from nets import BATCH, Workload
 
 import trainstep
 
 
 class Run(NamedTuple):
-    """What a training run left: all variables of the model (statistics and seeds too), of the optimizer, the logs."""
+    """What a training run left.
+
+    All variables of the model (statistics and seeds too), the optimizer's own, the logs, and the state of strategies:
+    None for a plain model, which can have none.
+    """
 
     variables: list[np.ndarray]
     optimizer: list[np.ndarray]
     history: dict[str, list[float]]
+    state: list[np.ndarray] | None
 
 
 def optimizer_variables(optimizer: Any) -> list[np.ndarray]:
@@ -28,7 +34,12 @@ def optimizer_variables(optimizer: Any) -> list[np.ndarray]:
 def state_of(model: keras.Model, history: Any) -> Run:
     variables = [variable.numpy() for variable in model.variables]
     logs = {key: list(map(float, values)) for key, values in history.history.items()}
-    return Run(variables, optimizer_variables(model.optimizer), logs)
+    optimizer = optimizer_variables(model.optimizer)
+    if not isinstance(model, trainstep.Strategy):
+        return Run(variables, optimizer, logs, None)
+    count = len(tf.nest.flatten(model.strategy_state))
+    own = len(optimizer) - count
+    return Run(variables, optimizer[:own], logs, optimizer[own:])
 
 
 def prepared(workload: Workload, spec: Any = None, options: Any = None, **compiled: Any) -> keras.Model:
@@ -67,7 +78,7 @@ def known(workload: Callable[[], Workload], name: str | None = None, options: An
 def assert_same(actual: Run, expected: Run) -> None:
     """Assert that two runs are equal bit for bit, and finite."""
     assert actual.history == expected.history
-    for kind in ("variables", "optimizer"):
+    for kind in ("variables", "optimizer", "state") if expected.state is not None else ("variables", "optimizer"):
         left, right = getattr(actual, kind), getattr(expected, kind)
         assert len(left) == len(right), kind
         for a, b in zip(left, right, strict=True):
