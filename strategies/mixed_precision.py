@@ -137,7 +137,9 @@ class MixedPrecision(Strategy):
 
         def skip(update: Update) -> None:
             del update
-            record(tf.constant(0), _skips.after_skip(state["skips"], options.max_consecutive_skips, _explanation(options)))
+            record(
+                tf.constant(0), _skips.after_skip(state["skips"], options.max_consecutive_skips, _explanation(options))
+            )
 
         conditional(all_finite(update.gradients), apply, skip, (update,))
 

@@ -60,7 +60,8 @@ class SkipNonfinite(Strategy):
         summary="Leave out the update where the gradient is not finite; stop after too many.",
         reference="Micikevicius et al., ICLR 2018, https://arxiv.org/abs/1710.03740",
         options=SkipNonfiniteOptions,
-        neutral={},
+        neutral=None,
+        why_not_neutral="it reads every gradient, and TensorFlow then fuses what makes them in another way: to rounding",
         notes={
             "gradient_accumulation": "one gradient that is not finite drops its window",
             "mixed_precision": "under float16 mixed_precision skips already; this adds the batch-norm statistics",

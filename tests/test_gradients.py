@@ -11,5 +11,3 @@ def test_all_finite_looks_everywhere():
     assert bool(all_finite([tf.ones(3), None, tf.zeros(())]))
     assert not bool(all_finite([tf.ones(3), tf.constant([1.0, np.nan])]))
     assert not bool(all_finite([tf.ones(3), sparse]))
-
-

@@ -93,5 +93,6 @@ def is_finite(result: Run) -> bool:
 def differs(actual: Run, expected: Run) -> bool:
     """Tell whether some variable of the model differs by more than rounding."""
     return any(
-        not np.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(actual.variables, expected.variables, strict=True)
+        not np.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True)
+        for a, b in zip(actual.variables, expected.variables, strict=True)
     )
