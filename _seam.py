@@ -310,13 +310,12 @@ def _replace_attribute(layer: Any, old: Any, new: Any) -> None:
             object.__setattr__(layer, name, new)
 
 
-def copy_mask(source: Any, target: Any) -> Any:
-    """Let `target` carry the Keras mask of `source`, as layers do; return `target`."""
+def with_mask(tensor: Any, mask: Any) -> Any:
+    """Let `tensor` carry `mask`, where it is not None, as layers do; return `tensor`."""
     # The attribute is the one Keras's guide to masking shows; only Keras 3 has functions for it, private ones.
-    mask = getattr(source, "_keras_mask", None)
     if mask is not None:
-        target._keras_mask = mask
-    return target
+        tensor._keras_mask = mask
+    return tensor
 
 
 def mask_of(y_pred: Any) -> Any:

@@ -144,4 +144,4 @@ def _define_model(cls: Any) -> None:
     for strategy in strategies:
         for hook in hooks_used(strategy, cls.strategy_options[strategy.declaration.name]):
             cls.acts_on_updates |= hook == "update_weights"
-            cls.composes_objectives |= hook == "compute_objective"
+            cls.composes_objectives |= hook in ("compute_objective", "compute_gradients")

@@ -65,7 +65,7 @@ def as_float32(output: Any) -> Any:
     """Return `output` in float32 if it is a tensor in 16 bits, with its mask; else as it is."""
     if not tf.is_tensor(output) or output.dtype not in (tf.float16, tf.bfloat16):
         return output
-    return _seam.copy_mask(output, tf.cast(output, tf.float32))
+    return _seam.with_mask(tf.cast(output, tf.float32), _seam.mask_of(output))
 
 
 def _is_float32(layer: Any) -> bool:

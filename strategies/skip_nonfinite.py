@@ -61,10 +61,10 @@ class SkipNonfinite(Strategy):
         reference="Micikevicius et al., ICLR 2018, https://arxiv.org/abs/1710.03740",
         options=SkipNonfiniteOptions,
         neutral=None,
-        why_not_neutral="it reads every gradient, and TensorFlow then fuses what makes them in another way: to rounding",
+        why_not_neutral="it reads each gradient, and TensorFlow then fuses what makes them in another way: rounding",
         notes={
             "gradient_accumulation": "one gradient that is not finite drops its window",
-            "mixed_precision": "under float16 mixed_precision skips already; this adds the batch-norm statistics",
+            "mixed_precision": "under float16 that skips already; this adds the batch-norm statistics",
         },
         cost=lambda options: Cost(
             time=1.0,
