@@ -5,7 +5,7 @@ UV := $(shell command -v uv 2>/dev/null)
 WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: compare test test-addons test-versions lint format docs step-cost step-cost-addons clean
+.PHONY: compare test test-addons test-versions lint format docs step-cost step-cost-addons memory clean
 
 compare: .venv/installed  ## Compare five strategies on handwritten digits; the report goes to results/.
 	.venv/bin/trainstep compare --workload digits_cnn --seeds 3 --output results \
@@ -41,6 +41,9 @@ step-cost-addons: .venv-addons/installed  ## The same on Keras 2, beside Gradien
 	# Its metadata asks for a TensorFlow older than tensorflow-addons runs on; its code does not.
 	$(ADDONS_INSTALL) --quiet --no-deps gradient-accumulator==0.5.2
 	.venv-addons/bin/python -m trainstep.benchmarks.step_cost
+
+memory: .venv/installed  ## Measure what micro_batches saves of memory, and gradient_accumulation takes.
+	.venv/bin/python -m trainstep.benchmarks.memory
 
 clean:  ## Remove what was installed.
 	rm -rf .venv .venv-addons build *.egg-info
