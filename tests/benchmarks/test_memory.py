@@ -41,7 +41,7 @@ def test_what_was_measured_is_written(monkeypatch, tmp_path, capsys):
     small = [Subject("tiny", "Keras fit"), Subject("tiny", "in parts", {"micro_batches": {"count": 2}})]
 
     def tiny():
-        return memory.trainstep.models.build("mlp", input_shape=(6,), classes=2, units=(4,))
+        return memory.trainstep.models.build("mlp", input_shape=(6,), classes=10, units=(4,))
 
     monkeypatch.setattr(memory, "SUBJECTS", small)
     monkeypatch.setattr(memory, "NETS", {"tiny": memory.Net(tiny, 8, 2, warm=True)})
