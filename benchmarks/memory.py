@@ -161,7 +161,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         memory = verdict(row["memory_ratio"], row["target_memory"])
         seconds = verdict(row["time_ratio"], row["target_time"])
-        copies = f"{row['copies_of_the_weights']:.2f}"
+        copies = f"{row['copies_of_the_weights']:.2f}" if row["copies_of_the_weights"] >= 0 else "less"
         lines.append(
             f"| {row['net']} | {row['label']} | {row['peak_mebibytes']:.0f} | {memory} | {seconds} | {copies} |"
         )
