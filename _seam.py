@@ -125,15 +125,21 @@ def probe(model: Any, x: Any, y: Any, sample_weight: Any, *, training: bool) -> 
             y_pred = forward(model, x, training=training)
             return compute_loss(model, x, y, y_pred, sample_weight, training=training)
     statistics = _snapshot(model.non_trainable_variables) if training else []
+    metrics = _snapshot(_metric_variables(model))  # Now: those of `add_metric` are updated by the forward pass.
     y_pred = forward(model, x, training=training)
     if not model.compiled_loss.built:
         # Otherwise `compute_loss` makes its metrics now, and what it enters cannot be taken back.
         model.compiled_loss.build(y_pred)
-    metrics = _snapshot([variable for metric in model.metrics for variable in metric.variables])
+    known = {id(variable) for variable, _ in metrics}
+    metrics += _snapshot([variable for variable in _metric_variables(model) if id(variable) not in known])
     loss = compute_loss(model, x, y, y_pred, sample_weight, training=training)
     for variable, value in [*statistics, *metrics]:
         variable.assign(value)
     return loss
+
+
+def _metric_variables(model: Any) -> list[Any]:
+    return [variable for metric in model.metrics for variable in metric.variables]
 
 
 def _snapshot(variables: Sequence[Any]) -> list[tuple[Any, tf.Tensor]]:

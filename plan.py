@@ -169,6 +169,7 @@ class Description:
                 f"Memory: {cost.memory}",
                 f"Batch norm: {cost.batch_norm}",
             ]
+        lines += [f"Source: {self.reference}"]
         lines += [f"Not with {other}: {reason}" for other, reason in self.conflicts.items()]
         lines += [f"With {other}: {note}" for other, note in self.notes.items()]
         return "\n".join(lines)

@@ -10,6 +10,7 @@ batch is small. Medians of several processes, which take turns.
 
 import argparse
 import json
+import math
 import pathlib
 import statistics
 import subprocess
@@ -139,7 +140,7 @@ def rows_of(measured: dict[Subject, list[Measured]]) -> list[dict[str, Any]]:
                 **asdict(subject),
                 "peak_mebibytes": peak,
                 "seconds": seconds,
-                "memory_ratio": peak / control[0],
+                "memory_ratio": peak / control[0] if control[0] else math.nan,  # A net too small to show.
                 "time_ratio": seconds / control[1],
                 "copies_of_the_weights": (peak - control[0]) / runs[0].weights,
             }

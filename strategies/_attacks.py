@@ -22,7 +22,12 @@ def l2_norm(x: tf.Tensor) -> tf.Tensor:
 
 
 def ascent_direction(gradient: tf.Tensor, norm: Norm) -> tf.Tensor:
-    """Return the direction of length 1 in `norm` in which a linear loss grows most; zero for a zero gradient."""
+    """Return the direction of length 1 in `norm` in which a linear loss grows most; zero for a zero gradient.
+
+    An entry that is not finite counts as zero: a loss scale that overflows must not make the examples NaN, nor, by
+    way of them, the batch-norm statistics.
+    """
+    gradient = tf.where(tf.math.is_finite(gradient), gradient, tf.zeros_like(gradient))
     if norm == "linf":
         return tf.sign(gradient)
     # Scaled to 1 first: squares of small gradients underflow, and a confident model's are small.

@@ -10,7 +10,7 @@
 Each step of the attack costs a forward pass and a backward pass to the input: with n of them a step
 takes (3 + 2 n) / 3 of a plain one, and 1 more where both clean and perturbed examples are trained on.
 One copy of the batch is kept. The passes of the attack leave batch-norm statistics, metrics and
-dropout as they are.
+dropout as they are; on Keras 2 with `attack_mode="training"` they draw dropout masks of their own.
 
 Goodfellow et al., ICLR 2015, https://arxiv.org/abs/1412.6572; Madry et al., ICLR 2018,
 https://arxiv.org/abs/1706.06083; Wong et al., ICLR 2020, https://arxiv.org/abs/2001.03994
@@ -125,7 +125,7 @@ def _cost(options: AdversarialOptions) -> Cost:
 
 @register
 class Adversarial(Strategy):
-    """Perturbs the batch once, before everything else looks at it."""
+    """Perturbs the batch once; what follows in the step sees the examples it made."""
 
     declaration = Declaration(
         name="adversarial",
@@ -134,7 +134,7 @@ class Adversarial(Strategy):
         reference="Madry et al., ICLR 2018, https://arxiv.org/abs/1706.06083",
         options=AdversarialOptions,
         neutral={"epsilon": 0.0},
-        notes={"mixed_precision": "the attack's passes run in 16 bits too; examples stay in the dtype of the data"},
+        notes={"mixed_precision": "the attack's passes run in 16 bits too; half-precision inputs are moved in float32"},
         passes_through=lambda options: (
             ["transform_batch"] * (options.num_steps == 0) + ["compute_objective"] * (not options.mixes)
         ),

@@ -10,8 +10,9 @@ normalizes with the statistics of each and updates its moving averages `steps` t
 Ott et al., "Scaling Neural Machine Translation", WMT 2018, https://arxiv.org/abs/1806.00187 (section 3.2)
 """
 
+import weakref
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import tensorflow as tf
 from pydantic import Field
@@ -38,6 +39,10 @@ class GradientAccumulationOptions(StrategyOptions):
         default="apply",
         description="A window not full when an epoch of `fit` ends: update from what is there, or carry it on.",
     )
+
+
+_present: weakref.WeakKeyDictionary[Any, list[bool]] = weakref.WeakKeyDictionary()
+"""Which weights had a gradient in the step traced last: one without must not be decayed at the end of an epoch."""
 
 
 @register
@@ -82,12 +87,18 @@ class GradientAccumulation(Strategy):
             return
         state, hand_on = self.strategy_state["gradient_accumulation"], super().update_weights
         weight = update.samples if options.weighting == "samples" else tf.ones(())
-        present = [gradient is not None for gradient in update.gradients]
+        present = _present[self] = [gradient is not None for gradient in update.gradients]
         pairs = zip(state["gradients"], update.gradients, strict=True)
         add_scaled([(total, dense(gradient)) for total, gradient in pairs if gradient is not None], weight)
         assign_add([(state["samples"], weight), (state["count"], 1)])
-        full = tf.convert_to_tensor(state["count"]) >= options.steps
-        conditional(full, lambda: self._apply_window(present, hand_on), lambda: None, ())
+
+        # Functions with names: AutoGraph, which Keras 2 uses, cannot tell two lambdas in one line apart.
+        def apply() -> None:
+            self._apply_window(present, hand_on)
+
+        def wait() -> None: ...
+
+        conditional(tf.convert_to_tensor(state["count"]) >= options.steps, apply, wait, ())
 
     def finish_epoch(self) -> None:
         super().finish_epoch()
@@ -96,7 +107,7 @@ class GradientAccumulation(Strategy):
             return
         state, hand_on = self.strategy_state["gradient_accumulation"], super().update_weights
         if int(state["count"].numpy()) > 0:
-            present = [True] * len(state["gradients"])
+            present = _present.get(self, [True] * len(state["gradients"]))
             run_in_replicas(self, "last_window", lambda: self._apply_window(present, hand_on))
 
     def _apply_window(self, present: list[bool], hand_on: Callable[[Update], None]) -> None:

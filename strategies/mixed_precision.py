@@ -5,8 +5,9 @@
                 not finite: skip the update, scale = scale / 2     not below min_scale
                 finite `growth_interval` times: scale = 2 * scale  not above max_scale
 
-Activations and their memory halve; a step takes from half to all of the time of float32, depending
-on the hardware. Applies to a model already built; outputs and variables stay float32.
+Activations and their memory halve; a step takes less time than in float32 where the hardware
+multiplies in 16 bits, and more where it emulates them. Applies to a model already built; outputs and
+variables stay float32.
 
 Micikevicius et al., "Mixed Precision Training", ICLR 2018, https://arxiv.org/abs/1710.03740
 """

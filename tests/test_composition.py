@@ -401,3 +401,16 @@ def test_update_carries_the_number_of_loss_terms():
     assert [float(samples) for samples in seen if tf.executing_eagerly()] == [8.0, 1.0]
     assert not math.isnan(weight_of(model))
     assert BATCH == 4
+
+
+@pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning")
+@pytest.mark.parametrize("attack", [{}, {"norm": "l2"}, {"attack": "pgd"}, {"clean_weight": 0.5}], ids=str)
+def test_an_overflow_of_the_loss_scale_in_an_attack_leaves_batch_norm_finite(attack):
+    x = keras.Input((6,))
+    h = keras.layers.BatchNormalization()(keras.layers.Dense(5, "tanh")(x))
+    model = keras.Model(x, keras.layers.Dense(1)(keras.layers.Dense(4, "tanh")(h)))
+    spec = {"mixed_precision": {"dtype": "float16"}, "adversarial": attack}
+    trainstep.apply(model, spec).compile(sgd(0.001), "mse")
+    model.fit(X, 100 * Y, batch_size=BATCH, epochs=2, verbose=0)
+    assert float(model.strategy_state["mixed_precision"]["scale"].numpy()) < 2.0**15  # It did overflow.
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())

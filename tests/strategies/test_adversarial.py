@@ -477,3 +477,15 @@ def test_half_precision_inputs_are_moved_in_float32(dtype):
     found = model.transform_batch(Batch(x, tf.zeros((2, 1)))).x
     assert found.dtype == tf.float32
     np.testing.assert_allclose(np.abs(found - tf.cast(x, tf.float32)).max(), 2.0**-11, rtol=1e-3)
+
+
+@pytest.mark.skipif(keras.__version__[0] != "2", reason="Keras 3 has no `add_metric`.")
+@pytest.mark.parametrize("options", [{}, {"attack": "pgd"}, {"attack_mode": "training"}], ids=str)
+def test_the_attack_leaves_metrics_of_layers_alone(options):
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, keras.layers.Dense(1)(inputs))
+    model.add_metric(tf.reduce_mean(model.output), name="mean", aggregation="mean")
+    trainstep.apply(model, "adversarial", **options).compile(sgd(0.0), "mse")
+    model.train_on_batch(X[:4], Y[:4])
+    [mean] = [metric for metric in model.metrics if metric.name == "mean"]
+    assert float(mean.count) == 1.0

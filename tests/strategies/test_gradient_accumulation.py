@@ -345,3 +345,27 @@ def test_frozen_layers_keep_no_sums():
     result = fitted(model, Workload(dense, X, Y))
     assert len(model.strategy_state["gradient_accumulation"]["gradients"]) == 2
     assert np.isfinite(result.history["loss"]).all()
+
+
+class WithUnused(keras.Model):
+    """Has a layer the output does not depend on."""
+
+    def __init__(self):
+        super().__init__()
+        self.out, self.unused = keras.layers.Dense(1), keras.layers.Dense(2)
+
+    def call(self, x):
+        self.unused(x)
+        return self.out(x)
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist", "ignore:The model does not have any trainable")
+@pytest.mark.parametrize("compiled", [{}, {"run_eagerly": True}], ids=str)
+def test_a_short_last_window_does_not_decay_a_weight_without_a_gradient(compiled):
+    model = trainstep.apply(WithUnused(), "gradient_accumulation", steps=4)
+    model.compile(keras.optimizers.AdamW(0.1, weight_decay=0.5), "mse", **compiled)
+    model.predict(X[:1], verbose=0)
+    before, out = model.unused.get_weights()[0], model.out.get_weights()[0]
+    model.fit(X, Y, batch_size=BATCH, epochs=1, verbose=0)  # Six batches: a window, and half of one.
+    np.testing.assert_array_equal(model.unused.get_weights()[0], before)
+    assert not np.array_equal(model.out.get_weights()[0], out)

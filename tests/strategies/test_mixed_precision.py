@@ -373,7 +373,7 @@ def test_a_copy_trains_like_the_model(build, copied, tmp_path):
     else:
         model.save(tmp_path / "model.keras")
         copy = keras.models.load_model(tmp_path / "model.keras")
-    if not trainstep.applied(copy):  # Keras clones a Sequential, and on Keras 3 a functional model, to a plain one.
+    if not trainstep.applied(copy):  # Keras clones a Sequential to a plain one.
         trainstep.apply(copy, "mixed_precision", dtype="bfloat16")
     copy.set_weights(model.get_weights())
     runs = []
