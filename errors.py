@@ -76,6 +76,10 @@ class UnsupportedInputError(TrainstepError):
     """The data cannot be used by a strategy, integer inputs by an attack for example."""
 
 
+class SavingError(TrainstepError):
+    """A file cannot hold the strategies of a model, or holds what this version cannot read."""
+
+
 class NonFiniteGradientError(TrainstepError):
     """Too many steps in a row had a gradient that is infinite or not a number."""
 

@@ -5,11 +5,15 @@ All generated classes go under one registered name, so that a file needs no clas
 run time; options are data, checked on the way in like any others.
 """
 
+import functools
+import inspect
+import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
 
-from trainstep.errors import TrainstepError
+from trainstep.errors import SavingError, TrainstepError
 
 if TYPE_CHECKING:
     from trainstep.step import Strategy
@@ -23,8 +27,44 @@ def without_strategies(model: Any) -> type:
     return type(model).__mro__[type(model).__mro__.index(Saved) + 1]
 
 
+def check_format(model: Any, arguments: Mapping[str, Any]) -> None:
+    """Raise `SavingError` where `model.save` with these `arguments` would write a file that loses the strategies.
+
+    HDF5 and TensorFlow's SavedModel hold the name of a class, and a generated class has none to be found by.
+    """
+    path = str(arguments["filepath"])
+    native = path.endswith(".keras") or path.startswith("hf://") or arguments.get("zipped") is False
+    if is_generated(type(model)) and not (native and arguments.get("save_format") in (None, "keras")):
+        raise SavingError(
+            f"A model with strategies is saved to a path that ends in '.keras', not to {path!r}: other formats lose "
+            "them. For inference elsewhere use `model.export(path)`; for the weights alone `model.save_weights(path)`; "
+            "for the plain model `trainstep.remove(model).save(path)`."
+        )
+
+
 class Saved(Strategy if TYPE_CHECKING else object):
     """Sits between the strategies and the plain class of every generated class."""
+
+    @functools.wraps(keras.Model.save)
+    def save(self, *args: Any, **kwargs: Any) -> Any:
+        """Save as Keras does, and refuse a format that would lose the strategies."""
+        check_format(self, inspect.signature(super().save).bind(*args, **kwargs).arguments)
+        return super().save(*args, **kwargs)
+
+    @functools.wraps(keras.Model.to_json)
+    def to_json(self, **kwargs: Any) -> str:
+        """Return what `keras.models.model_from_json` makes the model from, uncompiled; `kwargs` go to `json.dumps`."""
+        if not is_generated(type(self)):
+            return super().to_json(**kwargs)
+        # Keras 2 itself would write the name of the class, by which a generated class cannot be found.
+        return json.dumps(keras.saving.serialize_keras_object(self), **kwargs)
+
+    def __reduce__(self) -> Any:
+        restore, *rest = super().__reduce__()
+        if is_generated(type(self)) and inspect.ismethod(restore):
+            # A class method, on Keras 3, which pickle looks up in this class: by its name, and in vain.
+            restore = getattr(keras.Model, restore.__name__)
+        return (restore, *rest)
 
     def get_config(self) -> dict[str, Any]:
         """Return the strategies by name with their options, and the config of the plain model."""
@@ -65,12 +105,13 @@ class SavedModel:
         """Return the model, with its strategies applied.
 
         Raises:
-            TrainstepError: a strategy or an option is unknown here, or the file is of a later version.
+            SavingError: the file is of a later version.
+            UnknownStrategyError, InvalidOptionsError: a strategy or an option is unknown here.
         """
         from trainstep.composition import apply  # noqa: PLC0415  It imports this module.
 
         if config.get("schema") != SCHEMA:
-            raise TrainstepError(
+            raise SavingError(
                 f"The file holds strategies in schema {config.get('schema')!r}, and this version of trainstep reads "
                 f"{SCHEMA}. Install a later version; or build the plain model in code and load the weights alone, with "
                 "`load_weights`."

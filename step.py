@@ -34,6 +34,7 @@ from trainstep.definition import Declared, check_optimizer
 from trainstep.errors import ModelConflictError, NonFiniteGradientError
 from trainstep.gradients import Gradients, differentiate
 from trainstep.replicas import forget_traces, sum_over_replicas
+from trainstep.saving import check_format
 from trainstep.state import slots_of, state_of
 
 # A strategy is always inherited from together with a `keras.Model`, and says so to type checkers only: at run time
@@ -198,6 +199,9 @@ class Strategy(Declared, _ModelBase, root=True):
         bound = inspect.signature(super().fit).bind(*args, **kwargs)
         arguments = _arguments_with_callbacks(type(self), bound)
         callbacks, epoch_end = arguments.get("callbacks"), _EpochEnd()
+        for callback in getattr(callbacks, "callbacks", tf.nest.flatten(callbacks or [])):
+            if isinstance(callback, keras.callbacks.ModelCheckpoint) and not callback.save_weights_only:
+                check_format(self, {"filepath": callback.filepath})  # Not after an epoch that nobody will get back.
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             arguments["callbacks"] = [epoch_end, *tf.nest.flatten(callbacks or [])]
             with _explained_errors():

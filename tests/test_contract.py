@@ -1,8 +1,10 @@
 """What holds of every strategy in the catalogue. No strategy is named here: what is special is in its declaration."""
 
+import copy
 import inspect
 import json
 import math
+import pickle
 
 import keras
 import numpy as np
@@ -795,3 +797,26 @@ def test_saved_in_the_middle_loaded_and_trained_on_is_never_stopped(name, option
     tf.nest.map_structure(
         np.testing.assert_array_equal, optimizer_variables(second.optimizer), optimizer_variables(whole.optimizer)
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
+)
+def test_a_copy_keeps_strategies_and_state(copied, name):
+    model = prepared(simple(), name)
+    trained_by_batch(model, range(0, 10, 2))
+    second = copied(model)
+    assert trainstep.applied(second) == trainstep.applied(model)
+    for each in (model, second):
+        trained_by_batch(each, range(10, 20, 2))
+    tf.nest.map_structure(np.testing.assert_array_equal, second.get_weights(), model.get_weights())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_json_holds_the_architecture_and_the_strategies(name):
+    model = prepared(simple(), name)
+    second = keras.models.model_from_json(model.to_json(indent=2))
+    assert trainstep.applied(second) == trainstep.applied(model)
+    second.set_weights(model.get_weights())
+    np.testing.assert_array_equal(second.predict(X, verbose=0), model.predict(X, verbose=0))

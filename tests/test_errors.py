@@ -1,6 +1,7 @@
 """Each error is provoked; its message says what was wrong, what was given, what is allowed, and what is nearest."""
 
 import inspect
+import pathlib
 
 import keras
 import numpy as np
@@ -396,3 +397,25 @@ def test_fit_before_compile():
 
 def test_the_seam_knows_which_keras_this_is():
     assert ("gradient_accumulation_steps" in inspect.signature(keras.optimizers.SGD).parameters) == KERAS_3
+
+
+@pytest.mark.parametrize("path", ["model", "model.h5", "model.weights.h5", pathlib.Path("model.hdf5")])
+def test_a_format_that_loses_strategies_is_refused(path, tmp_path):
+    model = trainstep.apply(dense(), "gradient_clipping")
+    with pytest.raises(errors.SavingError, match=r"ends in '\.keras', not to .*model"):
+        model.save(tmp_path / path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(KERAS_3, reason="Keras 3 refuses it when the callback is made")
+def test_a_checkpoint_in_such_a_format_is_refused_before_any_training(tmp_path):
+    model = trainstep.apply(dense(), "standard")
+    model.compile(sgd(), "mse")
+    weights = model.get_weights()
+    checkpoint = keras.callbacks.ModelCheckpoint(str(tmp_path / "folder"))
+    with pytest.raises(errors.SavingError, match="folder"):
+        model.fit(X, Y, callbacks=[checkpoint], verbose=0)
+    np.testing.assert_array_equal(model.get_weights()[0], weights[0])
+    model.fit(
+        X, Y, callbacks=[keras.callbacks.ModelCheckpoint(tmp_path / "weights", save_weights_only=True)], verbose=0
+    )
