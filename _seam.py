@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from trainstep.errors import NotCompiledError
+from trainstep.errors import ModelConflictError, NotCompiledError
 from trainstep.gradients import scale
 
 KERAS_3 = int(keras.__version__.split(".")[0]) >= 3
@@ -259,14 +259,21 @@ def layers_of(model: Any) -> list[Any]:
 
 
 def output_layers_of(model: Any) -> list[Any]:
-    """Return the layers whose outputs are those of `model`; none where that is not known."""
+    """Return the innermost layers whose outputs are those of `model`; none where that is not known."""
     if isinstance(model, keras.Sequential):
-        return [model.layers[-1]] if model.layers else []
-    tensors = tf.nest.flatten(getattr(model, "outputs", None) or [])
-    # `_keras_history` is what both Kerases document for extending a graph of layers; Keras 2 and 3
-    # name its first field `layer` and `operation`.
-    histories = [tensor._keras_history for tensor in tensors if hasattr(tensor, "_keras_history")]
-    return [history[0] for history in histories]
+        last = model.layers[-1:]
+    else:
+        tensors = tf.nest.flatten(getattr(model, "outputs", None) or [])
+        # `_keras_history` is what both Kerases document for extending a graph of layers; Keras 2 and 3
+        # name its first field `layer` and `operation`.
+        last = [tensor._keras_history[0] for tensor in tensors if hasattr(tensor, "_keras_history")]
+    return [inner for layer in last for inner in _innermost(layer)]
+
+
+def _innermost(layer: Any) -> list[Any]:
+    if isinstance(layer, keras.Model):
+        return output_layers_of(layer)
+    return _innermost(layer.layer) if isinstance(layer, keras.layers.TimeDistributed) else [layer]
 
 
 def dtype_policy_name(layer: Any) -> str:
@@ -288,11 +295,11 @@ def set_dtype_policy(layer: Any, name: str) -> None:
     # Keras 2 has no public setter, and decides when a variable is made whether the layer will see it
     # cast: under a mixed policy the variables of a built layer have to be wrapped now.
     autocast_variable = importlib.import_module("keras.src.mixed_precision.autocast_variable")
-    layer._set_dtype_policy(name)
-    normalization = (keras.layers.BatchNormalization, keras.layers.LayerNormalization, keras.layers.Embedding)
-    if isinstance(layer, normalization):
-        return  # These keep their variables as they are under a mixed policy too, and cast by themselves.
-    mixed = layer.dtype_policy.compute_dtype != layer.dtype_policy.variable_dtype
+    # These keep their variables as they are under a mixed policy too, and cast by themselves. All kinds of batch norm,
+    # that of TensorFlow 1 among them, have the base in common.
+    casts_itself = (keras.layers.BatchNormalization.__base__, keras.layers.LayerNormalization, keras.layers.Embedding)
+    policy = keras.mixed_precision.Policy(name)
+    mixed = policy.compute_dtype != policy.variable_dtype
 
     def replace(variable: Any) -> Any:
         if mixed and variable.dtype.is_floating and not isinstance(variable, autocast_variable.AutoCastVariable):
@@ -301,12 +308,34 @@ def set_dtype_policy(layer: Any, name: str) -> None:
             return variable._variable
         return variable
 
+    replacements = []
     for weights in (layer._trainable_weights, layer._non_trainable_weights):
-        for index, variable in enumerate(weights):
+        for index, variable in enumerate(() if isinstance(layer, casts_itself) else weights):
             replacement = replace(variable)
-            if replacement is not variable:
-                weights[index] = replacement
-                _replace_attribute(layer, variable, replacement)
+            if replacement is variable:
+                continue
+            if not _is_in_container(layer, variable):
+                replacements.append((weights, index, variable, replacement))
+            elif mixed:  # The other way round it may stay: it casts only where a layer asks for it.
+                raise ModelConflictError(
+                    f"The layer {layer.name!r} keeps weights in a list or a dict, where Keras 2 cannot cast them once "
+                    "they are made. Apply the strategies before the model is built, or keep each weight in an "
+                    "attribute of its own."
+                )
+    layer._set_dtype_policy(name)
+    for weights, index, variable, replacement in replacements:
+        weights[index] = replacement
+        _replace_attribute(layer, variable, replacement)
+
+
+def _is_in_container(layer: Any, variable: Any) -> bool:
+    of_keras = ("_trainable_weights", "_non_trainable_weights", "_obj_reference_counts_dict")
+    containers = [
+        value
+        for name, value in vars(layer).items()
+        if isinstance(value, (list, tuple, dict)) and name not in of_keras and not name.startswith("_self_")
+    ]
+    return any(held is variable for held in tf.nest.flatten(containers))
 
 
 def _replace_attribute(layer: Any, old: Any, new: Any) -> None:

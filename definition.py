@@ -97,6 +97,15 @@ def check_model_class(model_class: type) -> None:
                 )
 
 
+def check_attributes(model: Any) -> None:
+    """Raise `ModelConflictError` where an attribute of `model` hides a hook of its strategies."""
+    for name in RESERVED:
+        if name in vars(model):
+            raise ModelConflictError(
+                f"The model has an attribute `{name}`, which is the name of a hook of trainstep. Rename it."
+            )
+
+
 def _define_strategy(cls: Any) -> None:
     if not isinstance(vars(cls).get("declaration"), Declaration):
         raise StrategyDefinitionError(f"{cls.__name__} must have a class attribute `declaration = Declaration(...)`.")

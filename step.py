@@ -30,7 +30,7 @@ import keras
 import tensorflow as tf
 
 from trainstep import _seam
-from trainstep.definition import Declared, check_optimizer
+from trainstep.definition import Declared, check_attributes, check_optimizer
 from trainstep.errors import ModelConflictError, NonFiniteGradientError
 from trainstep.gradients import Gradients, differentiate
 from trainstep.replicas import forget_traces, sum_over_replicas
@@ -123,6 +123,7 @@ class Strategy(Declared, _ModelBase, root=True):
 
     def check_model(self) -> None:
         """Refuse a model the strategy cannot train. Called before it is applied; raises a `TrainstepError`."""
+        check_attributes(self)
 
     def attach_strategies(self) -> None:
         """Change what has to change in the model itself, its layers' dtype policies for example; idempotent."""
@@ -144,7 +145,11 @@ class Strategy(Declared, _ModelBase, root=True):
     @final
     def train_step(self, data: Any) -> dict[str, Any]:
         """Train on one batch, as `keras.Model.train_step` does, through the hooks."""
-        batch = self.transform_batch(Batch(*keras.utils.unpack_x_y_sample_weight(data)))
+        batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
+        if type(self).attach_strategies is not Strategy.attach_strategies:
+            _seam.ensure_built(self, batch.x)
+            self.attach_strategies()  # To the layers, too, that the model made only now.
+        batch = self.transform_batch(batch)
         composite = type(self).composes_objectives
         with _seam.recorded_loss(self, batch.x, composite=composite) as record_loss:
             evaluation = self.compute_gradients(batch)
@@ -172,7 +177,8 @@ class Strategy(Declared, _ModelBase, root=True):
         """Compile as Keras does, and refuse an optimizer that does again what a strategy does."""
         forget_traces(self)
         self.check_model()
-        check_optimizer(type(self), kwargs.get("optimizer", args[0] if args else None))
+        optimizer = kwargs.get("optimizer", args[0] if args else None)
+        check_optimizer(type(self), keras.optimizers.get(optimizer) if isinstance(optimizer, Mapping) else optimizer)
         self.detach_strategies()  # Under a float16 policy Keras would add a loss scale of its own.
         try:
             super().compile(*args, **kwargs)

@@ -9,8 +9,11 @@ import tensorflow as tf
 from trainstep import _seam
 from trainstep.errors import ModelConflictError
 
-# The layers changed here, kept away from the layers themselves so that nothing of it is saved with them.
-_changed: weakref.WeakSet[Any] = weakref.WeakSet()
+_changed: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Any]] = weakref.WeakKeyDictionary()
+"""The layers changed here, each with the models it is changed for: models may share layers.
+
+Kept away from the layers themselves, so that nothing of it is saved with them.
+"""
 
 
 def fastest_dtype() -> str:
@@ -43,21 +46,27 @@ def check(model: Any, dtype: str) -> None:
 
 
 def attach(model: Any, dtype: str) -> None:
-    """Let the layers of `model` that compute in float32 compute in `dtype`, except those its outputs come from."""
+    """Let the layers of `model` that compute in float32 compute in `dtype`, except those its outputs come from.
+
+    Idempotent: layers a model makes when it is built are changed by a second call.
+    """
     outputs = _seam.output_layers_of(model)
     for layer in _seam.layers_of(model):
-        if _is_mixed_to(layer, dtype):
-            _changed.add(layer)  # A clone, whose layers came changed.
-        elif _is_float32(layer) and not _stays_float32(layer, outputs):
-            _changed.add(layer)
+        if _is_float32(layer) and not _stays_float32(layer, outputs):
             _seam.set_dtype_policy(layer, f"mixed_{dtype}")
+        if _is_mixed_to(layer, dtype):  # Now, or before: a clone, or a model that shares layers.
+            _changed.setdefault(layer, weakref.WeakSet()).add(model)
 
 
 def detach(model: Any) -> None:
-    """Undo `attach`."""
+    """Undo `attach`; a layer that another model has changed too stays as it is."""
     for layer in _seam.layers_of(model):
-        if layer in _changed:
-            _changed.discard(layer)
+        owners = _changed.get(layer, ())
+        if model not in owners:
+            continue
+        owners.discard(model)
+        if not owners:
+            del _changed[layer]
             _seam.set_dtype_policy(layer, "float32")
 
 
@@ -77,5 +86,7 @@ def _is_mixed_to(layer: Any, dtype: str) -> bool:
 
 
 def _stays_float32(layer: Any, output_layers: list[Any]) -> bool:
-    # A softmax or a loss in 16 bits is inexact: the last layer computes in float32, as Keras's guide advises.
-    return isinstance(layer, keras.layers.InputLayer) or (layer in output_layers and len(_seam.layers_of(layer)) == 1)
+    # A softmax or a loss in 16 bits is inexact: the last layer computes in float32, as Keras's guide advises. What
+    # normalizes raw inputs needs their range, and has its statistics in the dtype it was adapted in.
+    unchanged = isinstance(layer, (keras.layers.InputLayer, keras.layers.Normalization))
+    return unchanged or (layer in output_layers and len(_seam.layers_of(layer)) == 1)

@@ -419,3 +419,26 @@ def test_a_checkpoint_in_such_a_format_is_refused_before_any_training(tmp_path):
     model.fit(
         X, Y, callbacks=[keras.callbacks.ModelCheckpoint(tmp_path / "weights", save_weights_only=True)], verbose=0
     )
+
+
+@pytest.mark.parametrize("attribute", ["loss_scale", "update_weights", "strategy_options"])
+def test_an_attribute_that_hides_a_hook_is_refused(attribute):
+    model = dense()
+    setattr(model, attribute, 0.5)
+    with pytest.raises(errors.ModelConflictError, match=f"attribute `{attribute}`.* Rename it"):
+        trainstep.apply(model, "standard")
+    assert trainstep.applied(model) == {}
+    model = trainstep.apply(dense(), "standard")
+    model.finish_epoch = 0.5
+    with pytest.raises(errors.ModelConflictError, match="attribute `finish_epoch`"):
+        model.compile(sgd(), "mse")
+
+
+def test_an_optimizer_given_as_a_config_is_checked_before_the_model_is_compiled():
+    model = trainstep.apply(dense(), "gradient_clipping")
+    with pytest.raises(errors.OptimizerConflictError, match=r"clipnorm=1\.0"):
+        model.compile(keras.optimizers.serialize(sgd(clipnorm=1.0)), "mse")
+    assert getattr(model, "optimizer", None) is None
+    if KERAS_3:  # Keras 2 takes a dict for a structure of optimizers, and refuses it.
+        model.compile(keras.optimizers.serialize(sgd()), "mse")
+        assert np.isfinite(model.fit(X, Y, verbose=0).history["loss"]).all()

@@ -9,6 +9,7 @@ from runs import assert_same, fitted, is_finite, prepared, run
 
 import trainstep
 from trainstep import errors
+from trainstep._seam import KERAS_3
 from trainstep.strategies.mixed_precision import MixedPrecisionOptions, next_scale
 
 pytestmark = pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning")
@@ -67,6 +68,88 @@ def test_the_last_layer_stays_in_float32():
     assert model.get_layer("hidden").compute_dtype == "bfloat16"
     model = trainstep.apply(multi(), "mixed_precision", dtype="bfloat16")
     assert {model.get_layer(name).compute_dtype for name in ("value", "kind")} == {"float32"}
+
+
+def test_the_last_layer_inside_the_last_layer_stays_in_float32():
+    inner = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="deep"), keras.layers.Dense(3, name="end")])
+    x = keras.Input((5, 6))
+    repeated = keras.layers.TimeDistributed(inner)
+    trainstep.apply(keras.Model(x, repeated(x)), "mixed_precision", dtype="bfloat16")
+    assert [inner.get_layer(name).compute_dtype for name in ("deep", "end")] == ["bfloat16", "float32"]
+
+
+class MakesLayersLate(keras.Model):
+    def build(self, input_shape):
+        self.first, self.last = keras.layers.Dense(4, activation="relu"), keras.layers.Dense(1)
+        super().build(input_shape)
+
+    def call(self, x):
+        return self.last(self.first(x))
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_layers_a_model_makes_when_it_is_called_are_changed_before_it_trains(eagerly):
+    model = trainstep.apply(MakesLayersLate(), "mixed_precision", dtype="bfloat16")
+    model.compile(sgd(), "mse", run_eagerly=eagerly)
+    assert np.isfinite(model.fit(X, Y, batch_size=BATCH, verbose=0).history["loss"]).all()
+    assert [layer.compute_dtype for layer in (model.first, model.last)] == ["bfloat16"] * 2
+    trainstep.remove(model)
+    assert [layer.compute_dtype for layer in (model.first, model.last)] == ["float32"] * 2
+
+
+def test_a_layer_of_two_models_is_put_back_by_the_last():
+    shared = keras.layers.Dense(4)
+    first, second = (keras.Sequential([keras.Input((6,)), shared, keras.layers.Dense(1)]) for _ in range(2))
+    for model in (first, second):
+        trainstep.apply(model, "mixed_precision", dtype="bfloat16")
+    trainstep.remove(first)
+    assert shared.compute_dtype == "bfloat16"
+    trainstep.remove(second)
+    assert shared.compute_dtype == "float32"
+
+
+def test_a_layer_that_normalizes_raw_inputs_keeps_their_dtype(assert_close):
+    normalize = keras.layers.Normalization()
+    normalize.adapt(1000 + X)
+    model = keras.Sequential([keras.Input((6,)), normalize, keras.layers.Dense(4), keras.layers.Dense(1)])
+    before = model.predict(1000 + X, verbose=0)
+    trainstep.apply(model, "mixed_precision", dtype="bfloat16")
+    assert normalize.compute_dtype == "float32"
+    # In bfloat16 numbers near 1000 are 4 apart, and all would be normalized to a few.
+    assert_close([model.predict(1000 + X, verbose=0)], [before], "bfloat16")
+    model.compile(sgd(), "mse")
+    assert np.isfinite(model.fit(1000 + X, Y, verbose=0).history["loss"]).all()
+
+
+class KeepsWeightsInAList(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.kernels = []
+
+    def build(self, input_shape):
+        self.kernels = [self.add_weight(shape=(input_shape[-1], 4), name=f"kernel_{i}") for i in range(2)]
+
+    def call(self, x):
+        return x @ self.kernels[0] + x @ self.kernels[1]
+
+
+@pytest.mark.parametrize("first", ["apply", "build"])
+def test_weights_in_a_list_are_cast_or_refused_by_name(first):
+    model = keras.Sequential([KeepsWeightsInAList(), keras.layers.Dense(1)])
+    if first == "build":
+        model.build((None, 6))
+        if not KERAS_3:
+            with pytest.raises(errors.ModelConflictError, match=r"keeps_weights_in_a_list.* keeps weights in a list"):
+                trainstep.apply(model, "mixed_precision", dtype="bfloat16")
+            assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+            return
+    trainstep.apply(model, "mixed_precision", dtype="bfloat16")
+    model.compile(sgd(), "mse")
+    assert np.isfinite(model.fit(X, Y, verbose=0).history["loss"]).all()
+    assert model.layers[0].compute_dtype == "bfloat16"
+    trainstep.remove(model)
+    model.compile(sgd(), "mse")
+    assert np.isfinite(model.fit(X, Y, verbose=0).history["loss"]).all()
 
 
 def test_layers_inside_layers_are_reached_and_put_back():
