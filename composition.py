@@ -1,6 +1,5 @@
 """Putting strategies together, and onto a model."""
 
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -28,7 +27,8 @@ Composition = dict[type[Strategy], StrategyOptions]
 
 ModelT = TypeVar("ModelT")
 
-_classes: weakref.WeakKeyDictionary[type, dict[str, type]] = weakref.WeakKeyDictionary()
+_classes: dict[type, dict[str, type]] = {}
+"""Generated classes by base and composition, kept for good: each holds its base, and Keras the name of each."""
 
 
 def compose(spec: Spec, /, **options: Any) -> Composition:

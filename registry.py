@@ -68,12 +68,6 @@ def names() -> list[str]:
     return sorted(_strategies)
 
 
-def plugin_failures() -> dict[str, str]:
-    """Return the entry points that could not be loaded, each with the reason."""
-    _load_plugins()
-    return dict(_failures)
-
-
 def _load_plugins() -> None:
     global _plugins_loaded
     if _plugins_loaded:

@@ -285,7 +285,7 @@ class _explained_errors:  # noqa: N801  Used like a function.
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, tf.errors.InvalidArgumentError) and _FAILURE in str(error):
             text = str(error).split(_FAILURE, 1)[1]
-            message = text.split("\n")[0].rstrip("'\"] ")
+            message = text.split("\n")[0].rstrip("'\"] ").replace("\\'", "'")  # TensorFlow shows a quoted string.
             raise NonFiniteGradientError(message) from error
 
 

@@ -236,10 +236,16 @@ def rows_of(part: str, rounds: int) -> list[Row]:
     return measure_tracing(cnn, without_attacks, min(rounds, 9))
 
 
+def _rounds(text: str) -> int:
+    if int(text) < 2:
+        raise argparse.ArgumentTypeError(f"a spread takes at least 2 epochs, not {text}")
+    return int(text)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table, and write it into the folder that `--output` names."""
     parser = argparse.ArgumentParser(description="Measure what a step of each strategy costs.")
-    parser.add_argument("--rounds", type=int, default=50, help="epochs of each subject that count")
+    parser.add_argument("--rounds", type=_rounds, default=50, help="epochs of each subject that count")
     parser.add_argument("--only", choices=PARTS, help="measure one part, and keep the others of the day")
     parser.add_argument("--output", type=pathlib.Path, help="write the rows and the environment as JSON and Markdown")
     options = parser.parse_args(arguments)

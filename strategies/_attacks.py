@@ -227,7 +227,7 @@ def attackable(x: Any, model: Any, chosen: Sequence[str] | None) -> list[bool]:
 
 def _input_names(x: Any, model: Any) -> list[str]:
     if isinstance(x, Mapping):
-        return [str(name) for name in sorted(x)]
+        return [str(name) for name in sorted(x) for _ in tf.nest.flatten(x[name])]  # All that is under one key.
     known = [tensor.name for tensor in getattr(model, "inputs", None) or []]
     count = len(tf.nest.flatten(x))
     return known if len(known) == count else [str(position) for position in range(count)]

@@ -48,6 +48,12 @@ class GradientClippingOptions(StrategyOptions):
         return self
 
 
+def bound_of(options: GradientClippingOptions) -> tuple[str, float]:
+    """Return the name and the value of the one bound that is given."""
+    [bound] = [(name, value) for name, value in options if value is not None]
+    return bound
+
+
 def clip_by_norm(gradients: Gradients, clipnorm: float) -> Gradients:
     """Scale `gradients` together to an L2 norm of at most `clipnorm`; to NaN where that norm is not finite.
 
@@ -66,7 +72,7 @@ def clip_by_value(gradient: tf.Tensor, clipvalue: float) -> tf.Tensor:
 
 def clip(gradients: Gradients, options: GradientClippingOptions) -> Gradients:
     """Return `gradients` clipped as `options` say; a None stays None."""
-    [(kind, bound)] = [(name, value) for name, value in options if value is not None]
+    kind, bound = bound_of(options)
     if math.isinf(bound):
         return gradients
     gradients = [dense(gradient) for gradient in gradients]
@@ -93,6 +99,7 @@ class GradientClipping(Strategy):
             "gradient_accumulation": "clips the mean over the window, once per update",
             "mixed_precision": "clips the unscaled gradient, and only where it is finite",
         },
+        passes_through=lambda options: ("update_weights",) if math.isinf(bound_of(options)[1]) else (),
         cost=lambda options: Cost(time=1.0, memory="none: one pass over the gradients"),
     )
 

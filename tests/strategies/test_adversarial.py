@@ -29,7 +29,7 @@ from runs import assert_same, fitted, prepared, run
 import trainstep
 from trainstep import errors
 from trainstep.step import Batch
-from trainstep.strategies._attacks import ascend, l2_norm, perturbed, project, random_delta
+from trainstep.strategies._attacks import ascend, attackable, l2_norm, perturbed, project, random_delta
 from trainstep.strategies.adversarial import AdversarialOptions
 
 
@@ -489,3 +489,11 @@ def test_the_attack_leaves_metrics_of_layers_alone(options):
     model.train_on_batch(X[:4], Y[:4])
     [mean] = [metric for metric in model.metrics if metric.name == "mean"]
     assert float(mean.count) == 1.0
+
+
+def test_inputs_are_chosen_by_the_keys_of_a_dict_with_all_that_is_under_one():
+    x = {"image": (tf.zeros((2, 3)), tf.zeros((2, 3), tf.int32)), "other": tf.zeros((2, 1))}
+    assert attackable(x, None, None) == [True, False, True]
+    assert attackable(x, None, ["other"]) == [False, False, True]
+    with pytest.raises(errors.UnsupportedInputError, match="image: int32"):
+        attackable(x, None, ["image"])
