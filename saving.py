@@ -5,7 +5,6 @@ All generated classes go under one registered name, so that a file needs no clas
 run time; options are data, checked on the way in like any others.
 """
 
-import functools
 import inspect
 import json
 from collections.abc import Mapping
@@ -45,13 +44,15 @@ def check_format(model: Any, arguments: Mapping[str, Any]) -> None:
 class Saved(Strategy if TYPE_CHECKING else object):
     """Sits between the strategies and the plain class of every generated class."""
 
-    @functools.wraps(keras.Model.save)
     def save(self, *args: Any, **kwargs: Any) -> Any:
-        """Save as Keras does, and refuse a format that would lose the strategies."""
+        """Save as Keras does, see `keras.Model.save`, and refuse a format that would lose the strategies.
+
+        Raises:
+            SavingError: the path does not end in `.keras`.
+        """
         check_format(self, inspect.signature(super().save).bind(*args, **kwargs).arguments)
         return super().save(*args, **kwargs)
 
-    @functools.wraps(keras.Model.to_json)
     def to_json(self, **kwargs: Any) -> str:
         """Return what `keras.models.model_from_json` makes the model from, uncompiled; `kwargs` go to `json.dumps`."""
         if not is_generated(type(self)):

@@ -61,8 +61,8 @@ def attach(model: Any, dtype: str) -> None:
 def detach(model: Any) -> None:
     """Undo `attach`; a layer that another model has changed too stays as it is."""
     for layer in _seam.layers_of(model):
-        owners = _changed.get(layer, ())
-        if model not in owners:
+        owners = _changed.get(layer)
+        if owners is None or model not in owners:
             continue
         owners.discard(model)
         if not owners:
