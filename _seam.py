@@ -67,6 +67,17 @@ def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, *,
     return loss
 
 
+def check_steps_per_execution(model: Any, steps: int | str | None) -> None:
+    """Raise `ModelConflictError` where Keras cannot run several steps at once on the replicas of `model`."""
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if KERAS_3 and replicas > 1 and steps not in (None, 1):
+        # Plain `fit` fails, up to Keras 3.15 at least: "You must feed a value for placeholder tensor".
+        raise ModelConflictError(
+            f"Keras 3 cannot run several steps at once on several replicas: steps_per_execution={steps!r} with "
+            f"{replicas} replicas fails inside TensorFlow. Leave steps_per_execution at 1."
+        )
+
+
 def num_examples(x: Any) -> tf.Tensor:
     """Return the number of examples in `x`, an int32 scalar: the length of its first tensor."""
     first = next(tensor for tensor in tf.nest.flatten(x) if tensor is not None)

@@ -179,6 +179,7 @@ class Strategy(Declared, _ModelBase, root=True):
         self.check_model()
         optimizer = kwargs.get("optimizer", args[0] if args else None)
         check_optimizer(type(self), keras.optimizers.get(optimizer) if isinstance(optimizer, Mapping) else optimizer)
+        _seam.check_steps_per_execution(self, kwargs.get("steps_per_execution"))
         self.detach_strategies()  # Under a float16 policy Keras would add a loss scale of its own.
         try:
             super().compile(*args, **kwargs)
