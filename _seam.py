@@ -54,6 +54,10 @@ def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, *,
     Under a distribution strategy this is the replica's share: the mean over its examples divided by
     the number of replicas. Keras 2 updates the metric named "loss" here; for Keras 3 see
     `recorded_loss`.
+
+    Raises:
+        NotCompiledError: there is no loss.
+        ModelConflictError: it is not a scalar.
     """
     arguments: dict[str, Any] = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
     # Keras 3.3 added the argument; a `compute_loss` a user wrote before may lack it.
@@ -63,6 +67,11 @@ def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, *,
     if loss is None:
         raise NotCompiledError(
             "There is no loss to train on: pass `loss=` to `compile`, or return one from `compute_loss`."
+        )
+    if loss.shape.rank and 0 not in loss.shape:  # Keras 3 does not reduce the loss of an empty batch.
+        raise ModelConflictError(
+            f"`compute_loss` of {type(model).__name__} returned a loss of shape {tuple(loss.shape)}, and training "
+            "descends a scalar. Return the mean over the examples, `tf.reduce_mean(loss)`."
         )
     return loss
 

@@ -31,7 +31,7 @@ import tensorflow as tf
 
 from trainstep import _seam
 from trainstep.definition import Declared, check_attributes, check_optimizer
-from trainstep.errors import ModelConflictError, NonFiniteGradientError
+from trainstep.errors import ModelConflictError, NonFiniteGradientError, NotCompiledError
 from trainstep.gradients import Gradients, differentiate
 from trainstep.replicas import forget_traces, sum_over_replicas
 from trainstep.saving import check_format
@@ -145,6 +145,8 @@ class Strategy(Declared, _ModelBase, root=True):
     @final
     def train_step(self, data: Any) -> dict[str, Any]:
         """Train on one batch, as `keras.Model.train_step` does, through the hooks."""
+        if self.optimizer is None:
+            raise NotCompiledError("There is no optimizer to train with: pass `optimizer=` to `compile`.")
         batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
         if type(self).attach_strategies is not Strategy.attach_strategies:
             _seam.ensure_built(self, batch.x)
@@ -186,7 +188,8 @@ class Strategy(Declared, _ModelBase, root=True):
         finally:
             self.attach_strategies()
         check_optimizer(type(self), self.optimizer)  # Of which only a description may have been given.
-        if self.built and self.trainable_variables and any(slots_of(type(self)).values()):
+        trains = self.optimizer is not None and self.built and self.trainable_variables
+        if trains and any(slots_of(type(self)).values()):
             with self.distribute_strategy.scope():
                 self.strategy_state  # noqa: B018  Made now, where it can be, so that a checkpoint restores into it.
 

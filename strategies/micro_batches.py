@@ -20,6 +20,7 @@ from pydantic import Field
 
 from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Stage, StrategyOptions
+from trainstep.errors import UnsupportedInputError
 from trainstep.gradients import Gradients, dense, scale
 from trainstep.registry import register
 from trainstep.step import Batch, Evaluation, Strategy, num_loss_terms
@@ -32,10 +33,22 @@ class MicroBatchesOptions(StrategyOptions):
 
 
 def part_of(batch: Batch, start: tf.Tensor, stop: tf.Tensor) -> Batch:
-    """Return the examples of `batch` from `start` to before `stop`: int32 scalars."""
+    """Return the examples of `batch` from `start` to before `stop`: int32 scalars.
+
+    Raises:
+        UnsupportedInputError: a tensor is sparse.
+    """
+
+    def cut_one(tensor: Any) -> Any:
+        if isinstance(tensor, tf.SparseTensor):
+            raise UnsupportedInputError(
+                "micro_batches cuts dense and ragged tensors, not sparse ones. Make them dense in the data pipeline "
+                "(tf.sparse.to_dense), or feed smaller batches and use 'gradient_accumulation'."
+            )
+        return None if tensor is None else tensor[start:stop]
 
     def cut(tensors: Any) -> Any:
-        return tf.nest.map_structure(lambda tensor: None if tensor is None else tensor[start:stop], tensors)
+        return tf.nest.map_structure(cut_one, tensors)
 
     return Batch(cut(batch.x), cut(batch.y), cut(batch.sample_weight), cut(dict(batch.extra)))
 

@@ -95,9 +95,7 @@ def test_steps_per_execution_on_two_replicas(name, mirrored, assert_equal_on_two
     if not KERAS_3:
         assert_equal_on_two({name: {}}, steps_per_execution=2)
         return
-    with pytest.raises(
-        errors.ModelConflictError, match="steps_per_execution=2 with 2 replicas fails"
-    ):
+    with pytest.raises(errors.ModelConflictError, match="steps_per_execution=2 with 2 replicas fails"):
         train(mirrored, name, steps_per_execution=2)
 
 

@@ -1,0 +1,181 @@
+"""What comes of input that is wrong, or unusual: the result of plain Keras, or an error that says what to do."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from catalogue import NAMES, coarsest_dtype
+from nets import BATCH, X, Y, dense, sgd
+
+import trainstep
+from trainstep import errors
+from trainstep._seam import KERAS_3
+
+pytestmark = pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning")
+
+FULL = {
+    "adversarial": {"epsilon": 0.01},
+    "gradient_accumulation": {"steps": 2},
+    "gradient_clipping": {"global_clipnorm": 1.0},
+    "mixed_precision": {"dtype": "float16", "growth_interval": 10},
+}
+NEEDS_FLOATS = {"adversarial"}  # It moves inputs by small amounts.
+NEEDS_DENSE = {"adversarial", "micro_batches"}  # It moves inputs, or cuts them.
+
+
+def prepared(name, model=None, loss="mse", **compiled) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    model = trainstep.apply(model or dense(), name)
+    model.compile(sgd(), loss, **compiled)
+    return model
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_batch_moves_nothing(name):
+    model = prepared(name)
+    before = model.get_weights()
+    assert float(np.ravel(model.train_on_batch(X[:0], Y[:0]))[0]) == 0.0
+    tf.nest.map_structure(np.testing.assert_array_equal, model.get_weights(), before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float64_inputs_are_trained_on_as_float32(name):
+    weights = []
+    for dtype in ("float32", "float64"):
+        model = prepared(name)
+        model.fit(X.astype(dtype), Y.astype(dtype), batch_size=BATCH, shuffle=False, verbose=0)
+        weights.append(model.get_weights())
+    tf.nest.map_structure(np.testing.assert_array_equal, *weights)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_integer_inputs_are_trained_on_as_their_values_or_refused(name):
+    whole = np.round(3 * X)
+    model = prepared(name)
+    if name in NEEDS_FLOATS:
+        with pytest.raises(errors.UnsupportedInputError, match=r"int32.*Cast images to float32"):
+            model.fit(whole.astype("int32"), Y, verbose=0)
+        return
+    weights = []
+    for dtype in ("float32", "int32"):
+        model = prepared(name)
+        model.fit(whole.astype(dtype), Y, batch_size=BATCH, shuffle=False, verbose=0)
+        weights.append(model.get_weights())
+    tf.nest.map_structure(np.testing.assert_array_equal, *weights)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_labels_out_of_range_are_the_error_of_tensorflow(name):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model = prepared(name, keras.Sequential([keras.layers.Input((6,)), keras.layers.Dense(3)]), loss)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="label value of 7 which is outside the valid range"):
+        model.fit(X, np.full(len(X), 7), verbose=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sparse_inputs_are_trained_on_as_dense_ones_or_refused(name, assert_close):
+    def build() -> keras.Model:
+        keras.utils.set_random_seed(0)
+        x = keras.Input((6,), sparse=True)
+        return keras.Model(x, keras.layers.Dense(1)(x))
+
+    model = prepared(name, build())
+    sparse = tf.sparse.from_dense(np.where(X > 0, X, 0))
+    if name in NEEDS_DENSE:
+        with pytest.raises(errors.UnsupportedInputError, match="dense"):
+            model.train_on_batch(sparse, Y)
+        return
+    model.train_on_batch(sparse, Y)
+    dense_one = prepared(name, build())
+    dense_one.train_on_batch(tf.sparse.to_dense(sparse), Y)
+    # Two ways to multiply, each with its rounding; under mixed precision only the dense one is in 16 bits.
+    assert_close(model.get_weights(), dense_one.get_weights(), coarsest_dtype(model))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loss_function_may_return_one_value_per_example(name):
+    """Keras takes the mean of it."""
+    weights = []
+    for loss in ("mse", lambda y, y_pred: tf.reduce_mean(tf.square(y - y_pred), axis=-1)):
+        model = prepared(name, loss=loss)
+        model.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0)
+        weights.append(model.get_weights())
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+class LossPerExample(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.last = keras.layers.Dense(1)
+
+    def call(self, x):
+        return self.last(x)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        del x, sample_weight, training
+        return tf.reduce_mean(tf.square(y - y_pred), axis=-1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_compute_loss_that_is_no_scalar_is_refused(name):
+    model = prepared(name, LossPerExample())
+    with pytest.raises(errors.ModelConflictError, match=r"LossPerExample returned a loss of shape .*reduce_mean"):
+        model.train_on_batch(X, Y)
+
+
+@pytest.mark.skipif(not KERAS_3, reason="Keras 2 refuses to compile without an optimizer")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_compiled_without_an_optimizer_evaluates_and_refuses_to_train(name):
+    model = trainstep.apply(dense(), name)
+    model.compile(None, "mse")
+    assert np.isfinite(model.evaluate(X, Y, verbose=0))
+    with pytest.raises(errors.NotCompiledError, match="no optimizer to train with"):
+        model.fit(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize("spec", [*NAMES, FULL], ids=lambda spec: spec if isinstance(spec, str) else "full stack")
+def test_thousands_of_steps_without_a_gradient_leave_weights_and_state_finite(spec):
+    """With the labels predicted exactly the gradient is zero: nothing may be divided by its norm, or grow for ever."""
+    model = prepared(spec, keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(2), keras.layers.Dense(1)]))
+    model.layers[-1].set_weights([np.zeros((2, 1), "float32"), np.zeros(1, "float32")])
+    before = model.get_weights()
+    zeros = np.zeros((3000, 2), "float32")
+    model.fit(zeros, zeros[:, :1], batch_size=1, verbose=0)
+    tf.nest.map_structure(np.testing.assert_array_equal, model.get_weights(), before)
+    for slots in model.strategy_state.values():
+        for slot in slots.values():
+            for variable in slot if isinstance(slot, list) else [slot]:
+                assert np.isfinite(variable.numpy()).all()
+
+
+GUARDS = {
+    "skip_nonfinite": {"max_consecutive": 1000},
+    "mixed_precision": {"dtype": "float16", "max_consecutive_skips": 1000},
+}
+
+
+@pytest.mark.parametrize("name", GUARDS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_shard_of_200_bad_batches_costs_their_updates_and_nothing_else(name, bad):
+    """Then the loss scale of float16 is at its floor, and grows again; the run goes on from where it was."""
+    model = prepared({name: GUARDS[name]})
+    before = model.get_weights()
+    shard = np.full((200 * 2, 6), bad, "float32")
+    model.fit(shard, np.zeros((400, 1), "float32"), batch_size=2, verbose=0)
+    tf.nest.map_structure(np.testing.assert_array_equal, model.get_weights(), before)
+    assert int(model.optimizer.iterations.numpy()) == 0
+    model.fit(X, Y, batch_size=BATCH, verbose=0)
+    assert int(model.optimizer.iterations.numpy()) == -(-len(X) // BATCH)
+    assert all(np.isfinite(w).all() for w in model.get_weights())
+    assert np.isfinite(model.evaluate(X, Y, verbose=0))
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_such_a_shard_stops_training_by_default_with_the_weights_it_had(name):
+    model = prepared({name: {option: value for option, value in GUARDS[name].items() if option == "dtype"}})
+    before = model.get_weights()
+    shard = np.full((200 * 2, 6), np.nan, "float32")
+    with pytest.raises(errors.NonFiniteGradientError, match="50 updates in a row"):
+        model.fit(shard, np.zeros((400, 1), "float32"), batch_size=2, verbose=0)
+    tf.nest.map_structure(np.testing.assert_array_equal, model.get_weights(), before)
