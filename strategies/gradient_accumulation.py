@@ -96,7 +96,8 @@ class GradientAccumulation(Strategy):
         def apply() -> None:
             self._apply_window(present, hand_on)
 
-        def wait() -> None: ...
+        def wait() -> None:
+            pass  # Not an ellipsis, which AutoGraph cannot take.
 
         conditional(tf.convert_to_tensor(state["count"]) >= options.steps, apply, wait, ())
 

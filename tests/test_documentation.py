@@ -97,6 +97,28 @@ def test_what_the_readme_saves_without_strategies_needs_no_trainstep(tmp_path, m
     assert done.returncode == 0, done.stderr
 
 
+TWO_DEVICES = """
+import tensorflow as tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+"""
+
+
+def test_the_recipe_for_many_devices_runs_on_two():
+    page = pathlib.Path(ROOT / "docs" / "running.md")
+    script = (
+        f"{TWO_DEVICES}\n{snippets(page)}\nprint(distribution.num_replicas_in_sync, model.optimizer.iterations.numpy())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "AutoGraph could not transform" not in done.stderr
+    assert done.stdout.split()[-2:] == ["2", "4"]  # Two epochs of eight batches, in windows of four.
+
+
 def test_contributing_names_every_hook():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     hooks = ["transform_batch", "compute_objective", "compute_gradients", "update_weights", "report_metrics"]

@@ -1,0 +1,82 @@
+"""What `docs/running.md` says of a run: weights that are exchanged, models that are exported, fits that follow fits."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from catalogue import NAMES, coarsest_dtype, declaration
+from nets import BATCH, X, Y, dense
+from runs import optimizer_variables
+
+import trainstep
+from trainstep import errors
+
+pytestmark = pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning")
+
+ACCUMULATION = {"steps": 4, "last_window": "carry"}  # Six batches an epoch: a window is open when one ends.
+
+
+def trained(spec=None, optimizer=None, **options) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    model = dense()
+    if spec:
+        trainstep.apply(model, spec, **options)
+    model.compile(optimizer or keras.optimizers.Adam(0.01), "mse")
+    model.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer:UserWarning")  # Keras 3 saves it, too.
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("direction", ["to plain", "from plain"])
+def test_weights_files_are_exchanged_with_a_plain_model(direction, name, tmp_path):
+    ours, plain = trained(name), trained()
+    source, target = (ours, plain) if direction == "to plain" else (plain, ours)
+    source.save_weights(tmp_path / "model.weights.h5")
+    target.load_weights(tmp_path / "model.weights.h5")
+    tf.nest.map_structure(np.testing.assert_array_equal, target.get_weights(), source.get_weights())
+    assert np.isfinite(target.fit(X, Y, verbose=0).history["loss"]).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_exported_model_predicts_without_trainstep(name, tmp_path, assert_close):
+    model = trained(name)
+    model.export(str(tmp_path / "exported"))
+    exported = tf.saved_model.load(str(tmp_path / "exported"))
+    assert_close(exported.serve(tf.constant(X)).numpy(), model.predict(X, verbose=0), coarsest_dtype(model))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiling_with_the_same_optimizer_keeps_state_and_with_a_new_one_does_not(name):
+    optimizer = keras.optimizers.Adam(0.01)
+    model = trained(name, optimizer)
+    before = optimizer_variables(optimizer)
+    model.compile(optimizer, "mse")
+    tf.nest.map_structure(np.testing.assert_array_equal, optimizer_variables(model.optimizer), before)
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    for key, slot in declaration(name).state(declaration(name).options()).items():
+        state = model.strategy_state[name][key]
+        for variable in state if isinstance(state, list) else [state]:
+            assert np.all(variable.numpy() == slot.initial)
+
+
+def test_a_window_is_open_when_the_optimizer_is_compiled_again():
+    """So that the test above speaks of a state that could be lost."""
+    model = trained("gradient_accumulation", **ACCUMULATION)
+    assert model.strategy_state["gradient_accumulation"]["count"].numpy() == 2
+    model.compile(model.optimizer, "mse")
+    assert model.strategy_state["gradient_accumulation"]["count"].numpy() == 2
+
+
+def test_layers_unfrozen_since_are_refused_with_the_same_optimizer():
+    keras.utils.set_random_seed(0)
+    model = trainstep.apply(dense(), "gradient_accumulation")
+    model.layers[0].trainable = False
+    optimizer = keras.optimizers.Adam(0.01)
+    model.compile(optimizer, "mse")
+    model.fit(X, Y, verbose=0)
+    model.layers[0].trainable = True
+    with pytest.raises(errors.ModelConflictError, match=r"layers were unfrozen since.* Compile the model with a new"):
+        model.compile(optimizer, "mse")
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    assert np.isfinite(model.fit(X, Y, verbose=0).history["loss"]).all()
