@@ -64,7 +64,7 @@ def wider() -> keras.Model:
 
 
 NETS = {
-    "cnn, batch 2048": Net(cnn, 2048, 4, warm=True),
+    "cnn, batch 2048": Net(cnn, 2048, 12, warm=True),
     "dense 4 x 4096, batch 8, SGD": Net(wider, 8, 8, warm=False),
 }
 SUBJECTS = [
