@@ -147,14 +147,16 @@ def probe(model: Any, x: Any, y: Any, sample_weight: Any, *, training: bool) -> 
     statistics = _snapshot(model.non_trainable_variables) if training else []
     metrics = _snapshot(_metric_variables(model))  # Now: those of `add_metric` are updated by the forward pass.
     y_pred = forward(model, x, training=training)
-    if not model.compiled_loss.built:
-        # Otherwise `compute_loss` makes its metrics now, and what it enters cannot be taken back.
-        model.compiled_loss.build(y_pred)
     known = {id(variable) for variable, _ in metrics}
     metrics += _snapshot([variable for variable in _metric_variables(model) if id(variable) not in known])
+    known = {id(variable) for variable, _ in metrics}
     loss = compute_loss(model, x, y, y_pred, sample_weight, training=training)
     for variable, value in [*statistics, *metrics]:
         variable.assign(value)
+    # The first call of the compiled loss makes its metrics, means all of them: what was entered goes.
+    for variable in _metric_variables(model):
+        if id(variable) not in known:
+            variable.assign(tf.zeros_like(variable))
     return loss
 
 
@@ -212,6 +214,8 @@ def apply_gradients(optimizer: Any, gradients: Sequence[Any], weights: Sequence[
             gradients = scale(gradients, factor)
         optimizer.apply_gradients(zip(gradients, weights, strict=True))
         return
+    if is_loss_scale_optimizer(optimizer):
+        optimizer.get_unscaled_gradients([])  # They are unscaled; Keras 2 warns where it was not asked to do it.
     arguments: dict[str, Any] = {}
     if summed and replicas > 1:
         if isinstance(optimizer, _LegacyOptimizer):

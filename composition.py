@@ -27,7 +27,7 @@ Composition = dict[type[Strategy], StrategyOptions]
 
 ModelT = TypeVar("ModelT")
 
-_classes: dict[type, dict[str, type]] = {}
+_classes: dict[type, dict[tuple[Any, ...], type]] = {}
 """Generated classes by base and composition, kept for good: each holds its base, and Keras the name of each."""
 
 
@@ -115,7 +115,7 @@ def _known_class(base: type[ModelT], spec: Spec, **options: Any) -> type[ModelT]
     _refuse_second(base)
     check_model_class(base)
     composition = compose(spec, **options)
-    key = repr([(strategy.declaration.name, choice) for strategy, choice in composition.items()])
+    key = tuple((strategy, repr(choice)) for strategy, choice in composition.items())
     known = _classes.setdefault(base, {})
     if key not in known or base not in known[key].__bases__:
         known[key] = _new_class(base, composition)

@@ -1,13 +1,15 @@
 """What a strategy says of itself: data the rest of the package reads, so that it knows no strategy by name."""
 
 import enum
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from trainstep.errors import InvalidOptionsError, nearest
+from trainstep.errors import InvalidOptionsError, StrategyDefinitionError, nearest
 
 
 class Stage(enum.IntEnum):
@@ -80,6 +82,23 @@ class Declaration:
     cost: Callable[[Any], Cost] = lambda options: Cost()
     state: Callable[[Any], Mapping[str, Slot]] = lambda options: {}
 
+    def __post_init__(self) -> None:
+        """Check what a slip would make silently wrong.
+
+        Raises:
+            StrategyDefinitionError: the name cannot be written on a command line, or the stage is none.
+            InvalidOptionsError: the neutral options are not among the options.
+        """
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise StrategyDefinitionError(
+                f"A strategy is named in lower case, with digits and underscores, not {self.name!r}."
+            )
+        if not isinstance(self.stage, Stage):
+            stages = ", ".join(stage.name for stage in Stage)
+            raise StrategyDefinitionError(f"The stage of {self.name!r} is one of trainstep.Stage: {stages}.")
+        if self.neutral is not None:
+            validated_options(self.name, self.options, self.neutral)
+
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -96,8 +115,10 @@ def validated_options(name: str, schema: type[Schema], options: Any) -> Schema:
         raise InvalidOptionsError(
             f"Options of {name!r} must be a mapping or {schema.__name__}, not {type(options).__name__}: {options!r}."
         )
+    # NumPy's integers are no integers to a strict schema.
+    given = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
     try:
-        return schema.model_validate(dict(options))
+        return schema.model_validate(given)
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_url=False):
@@ -109,4 +130,7 @@ def validated_options(name: str, schema: type[Schema], options: Any) -> Schema:
             else:
                 message = problem["msg"].removeprefix("Value error, ")
                 lines.append(f"{place}: {message}. Given: {problem['input']!r}." if place else f"{message}.")
+                option = schema.model_fields.get(str(problem["loc"][0])) if problem["loc"] else None
+                if option is not None and option.description:
+                    lines.append(f"({problem['loc'][0]}: {option.description})")
         raise InvalidOptionsError(f"{name}: " + " ".join(lines)) from error

@@ -1,5 +1,6 @@
 """What makes a class a strategy, and a model class one that strategies can train: checked when the class is made."""
 
+import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from trainstep.errors import (
     OptimizerConflictError,
     StrategyConflictError,
     StrategyDefinitionError,
+    nearest,
 )
 
 HOOKS = ("transform_batch", "compute_objective", "compute_gradients", "update_weights", "report_metrics")
@@ -99,6 +101,8 @@ def check_model_class(model_class: type) -> None:
 
 def check_attributes(model: Any) -> None:
     """Raise `ModelConflictError` where an attribute of `model` hides a hook of its strategies."""
+    if "train_step" in vars(model):
+        raise ModelConflictError(_OWN_TRAIN_STEP.format(f"An attribute of the model {model.name!r}"))
     for name in RESERVED:
         if name in vars(model):
             raise ModelConflictError(
@@ -115,6 +119,13 @@ def _define_strategy(cls: Any) -> None:
             f"{cls.__name__} defines {owned[0]!r}, which belongs to the root of all strategies. "
             f"Override a hook instead: {', '.join(HOOKS)}."
         )
+    for name, value in vars(cls).items():
+        known = name in RESERVED or name.startswith("_") or hasattr(keras.Model, name)
+        if inspect.isfunction(value) and not known:
+            raise StrategyDefinitionError(
+                f"{cls.__name__} defines `{name}`, and there is no such hook.{nearest(name, RESERVED)} Hooks: "
+                f"{', '.join(HOOKS)}. The name of a helper starts with an underscore."
+            )
     if cls.declaration.neutral is None and not cls.declaration.why_not_neutral:
         raise StrategyDefinitionError(
             f"{cls.__name__} declares no `neutral` options: give those under which it equals 'standard', "

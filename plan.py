@@ -154,7 +154,7 @@ class Description:
         return f"<pre>{html.escape(str(self))}</pre>"
 
     def __str__(self) -> str:
-        lines = [self.name, "", self.text, "", "Options:"]
+        lines = [self.name, "", self.text, "", f"Options: {self.options.get('description', '')}".rstrip()]
         for name, field in self.options.get("properties", {}).items():
             default = f"default: {field['default']!r}" if "default" in field else "required"
             lines.append(f"  {name} ({default}{_allowed(field)})")

@@ -8,6 +8,7 @@ publish a class under the entry-point group `trainstep.strategies`, loaded at th
 """
 
 import importlib.metadata
+import re
 import warnings
 from typing import TypeVar
 
@@ -34,13 +35,18 @@ def register(strategy: StrategyClass) -> StrategyClass:
         raise StrategyDefinitionError(f"Only a subclass of trainstep.Strategy can be registered, not {strategy!r}.")
     name = strategy.declaration.name
     taken = _strategies.get(name)
-    if taken is not None and taken is not strategy:
+    if taken is not None and not _is_made_anew(taken, strategy):
         raise DuplicateStrategyError(
             f"The name {name!r} of {strategy.__module__}.{strategy.__qualname__} is taken by "
-            f"{taken.__module__}.{taken.__qualname__}. Choose another; a registered strategy is never replaced."
+            f"{taken.__module__}.{taken.__qualname__}. Choose another; no strategy replaces another."
         )
     _strategies[name] = strategy
     return strategy
+
+
+def _is_made_anew(taken: type[Strategy], strategy: type[Strategy]) -> bool:
+    # The cell of a notebook that was run again, or a module that was reloaded: the same class by its full name.
+    return (taken.__module__, taken.__qualname__) == (strategy.__module__, strategy.__qualname__)
 
 
 def get(name: str) -> type[Strategy]:
@@ -57,8 +63,8 @@ def get(name: str) -> type[Strategy]:
         )
     if name in _strategies:
         return _strategies[name]
+    hint = _how_to_write(name) or nearest(str(name), _strategies)
     failure = f" The plugin {name!r} could not be loaded: {_failures[name]}." if name in _failures else ""
-    hint = nearest(str(name), _strategies)
     raise UnknownStrategyError(f"Unknown strategy {name!r}.{failure}{hint} Registered: {', '.join(names())}.")
 
 
@@ -66,6 +72,17 @@ def names() -> list[str]:
     """Return the names of all registered strategies, sorted."""
     _load_plugins()
     return sorted(_strategies)
+
+
+def _how_to_write(name: str) -> str:
+    """Return what to write instead of `name`, where it is several names in one, or that of an option."""
+    parts = [part for part in re.split(r"[\s,+]+", name) if part]
+    if len(parts) > 1 and all(part in _strategies for part in parts):
+        return f" Several strategies are a list: {parts!r}; on the command line {'+'.join(parts)}."
+    owners = [owner for owner in sorted(_strategies) if name in _strategies[owner].declaration.options.model_fields]
+    if owners:
+        return f" It is an option of {' and '.join(owners)}: write {{{owners[0]!r}: {{{name!r}: ...}}}}."
+    return ""
 
 
 def _load_plugins() -> None:

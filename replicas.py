@@ -108,7 +108,9 @@ def run_in_replicas(model: Any, name: str, function: Callable[[], None]) -> None
         return
     traces = vars(model).setdefault(_TRACES, {})  # Past Keras's tracking of attributes.
     if name not in traces:
-        traces[name] = tf.function(run)
+        # A concrete function: TensorFlow counts calls of others by their code, and would warn a user who trains one
+        # model after the other that this one is traced too often.
+        traces[name] = tf.function(run).get_concrete_function()
     traces[name]()
 
 

@@ -21,17 +21,19 @@ a weight the loss does not depend on has None.
 
 import functools
 import inspect
+import re
 import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from trainstep import _seam
+from trainstep import _seam, errors
 from trainstep.definition import Declared, check_attributes, check_optimizer
-from trainstep.errors import ModelConflictError, NonFiniteGradientError, NotCompiledError
+from trainstep.errors import ModelConflictError, NonFiniteGradientError, NotCompiledError, TrainstepError
 from trainstep.gradients import Gradients, differentiate
 from trainstep.replicas import forget_traces, sum_over_replicas
 from trainstep.saving import check_format
@@ -127,6 +129,7 @@ class Strategy(Declared, _ModelBase, root=True):
 
     def attach_strategies(self) -> None:
         """Change what has to change in the model itself, its layers' dtype policies for example; idempotent."""
+        pass  # Called from `train_step`, and AutoGraph, which Keras 2 uses, cannot take a body of nothing but a string.
 
     def detach_strategies(self) -> None:
         """Undo `attach_strategies`."""
@@ -147,7 +150,7 @@ class Strategy(Declared, _ModelBase, root=True):
         """Train on one batch, as `keras.Model.train_step` does, through the hooks."""
         if self.optimizer is None:
             raise NotCompiledError("There is no optimizer to train with: pass `optimizer=` to `compile`.")
-        batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
+        batch = Batch(*keras.utils.unpack_x_y_sample_weight(tf.nest.map_structure(_as_tensor, data)))
         if type(self).attach_strategies is not Strategy.attach_strategies:
             _seam.ensure_built(self, batch.x)
             self.attach_strategies()  # To the layers, too, that the model made only now.
@@ -233,6 +236,11 @@ class Strategy(Declared, _ModelBase, root=True):
         return logs
 
 
+def _as_tensor(value: Any) -> Any:
+    # Keras 3 hands on arrays as they are where a step runs eagerly.
+    return tf.convert_to_tensor(value) if isinstance(value, np.ndarray) else value
+
+
 def _arguments_with_callbacks(cls: type, bound: inspect.BoundArguments) -> dict[str, Any]:
     """Return the mapping among the arguments of `fit` that holds the callbacks: where a user wraps it, `**kwargs`."""
     if "callbacks" in bound.signature.parameters:
@@ -268,17 +276,17 @@ class _EpochEnd(keras.callbacks.Callback):
             model.check_progress()
 
 
-_FAILURE = "trainstep: "
+_FAILURE = re.compile(r"trainstep (\w+): (.*)")
 
 
-def require(condition: tf.Tensor, message: str) -> Any:
-    """Stop training from inside the step unless `condition`; `fit` raises it as `NonFiniteGradientError`.
+def require(condition: tf.Tensor, message: str, error: type[TrainstepError] = NonFiniteGradientError) -> Any:
+    """Stop training from inside the step unless `condition`; `fit` raises `error`, a class of `trainstep.errors`.
 
     Returns what must not happen where it stops has to depend on.
 
     XLA leaves such checks out: a strategy that needs one repeats it in `check_progress`.
     """
-    return tf.debugging.Assert(condition, [_FAILURE + message])
+    return tf.debugging.Assert(condition, [f"trainstep {error.__name__}: {message}"])
 
 
 class _explained_errors:  # noqa: N801  Used like a function.
@@ -287,10 +295,10 @@ class _explained_errors:  # noqa: N801  Used like a function.
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, tf.errors.InvalidArgumentError) and _FAILURE in str(error):
-            text = str(error).split(_FAILURE, 1)[1]
-            message = text.split("\n")[0].rstrip("'\"] ").replace("\\'", "'")  # TensorFlow shows a quoted string.
-            raise NonFiniteGradientError(message) from error
+        found = _FAILURE.search(str(error)) if isinstance(error, tf.errors.InvalidArgumentError) else None
+        if found:
+            message = found[2].rstrip("'\"] ").replace("\\'", "'")  # TensorFlow shows a quoted string.
+            raise getattr(errors, found[1])(message) from error
 
 
 def num_loss_terms(batch: Batch, y_pred: Any) -> tf.Tensor:

@@ -73,6 +73,13 @@ def _rounded_inwards(bounds: tuple[float, float], dtype: Any) -> tuple[Any, Any]
     )
 
 
+def in_range(x: tf.Tensor, clip_range: tuple[float, float]) -> tf.Tensor:
+    """Return whether the finite entries of `x` lie in the range, a boolean scalar; a thousandth of it is forgiven."""
+    low, high = clip_range
+    slack = 1e-3 * (high - low)
+    return ~tf.reduce_any(tf.math.is_finite(x) & ((x < low - slack) | (x > high + slack)))
+
+
 def random_delta(x: tf.Tensor, epsilon: float, norm: Norm, seed: tf.Tensor) -> tf.Tensor:
     """Return a point drawn uniformly from the ball around 0, for each example of `x`.
 
@@ -213,10 +220,11 @@ def attackable(x: Any, model: Any, chosen: Sequence[str] | None) -> list[bool]:
     able = [isinstance(tensor, tf.Tensor) and tensor.dtype.is_floating for tensor in tensors]
     unable = [name for name, ok in zip(names, able, strict=True) if not ok and name in (chosen or ())]
     if unable or not any(able):
-        kinds = ", ".join(
+        found = [
             f"{name}: {getattr(getattr(tensor, 'dtype', None), 'name', type(tensor).__name__)}"
             for name, tensor in zip(names, tensors, strict=True)
-        )
+        ]
+        kinds = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
         raise UnsupportedInputError(
             f"An attack moves dense inputs of a floating dtype by small amounts, and {unable or 'no input'} "
             f"{'is not' if unable else 'is'} one ({kinds}). Cast images to float32 before `fit`; for tokens, attack "

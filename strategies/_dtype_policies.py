@@ -35,7 +35,7 @@ def check(model: Any, dtype: str) -> None:
             raise ModelConflictError(
                 f"The layer {layer.name!r} has the dtype policy {_seam.dtype_policy_name(layer)!r} already, and the "
                 f"strategy is to compute in {dtype}. Build the model under the policy 'float32' and let "
-                "'mixed_precision' change it, or leave the strategy away."
+                "'mixed_precision' change it, or leave the strategy out."
             )
     weighted = [layer for layer in layers if layer.weights and layer is not model]
     if weighted and not any(_is_float32(layer) or _seam.is_mixed(layer) for layer in weighted):

@@ -24,11 +24,12 @@ from pydantic import Field, field_validator, model_validator
 
 from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
+from trainstep.errors import UnsupportedInputError
 from trainstep.gradients import differentiate
 from trainstep.registry import register
 from trainstep.replicas import assign
-from trainstep.step import Batch, Objective, Strategy
-from trainstep.strategies._attacks import Norm, attack, attackable
+from trainstep.step import Batch, Objective, Strategy, require
+from trainstep.strategies._attacks import Norm, attack, attackable, in_range
 
 
 class AdversarialOptions(StrategyOptions):
@@ -163,6 +164,16 @@ class Adversarial(Strategy):
     def _adversarial_examples(self, batch: Batch) -> Any:
         options = self.strategy_options["adversarial"]
         _seam.ensure_built(self, batch.x)
+        able = attackable(batch.x, self, options.inputs)
+        if options.clip_range is not None:
+            moved = [x for x, ok in zip(tf.nest.flatten(batch.x), able, strict=True) if ok]
+            message = (
+                f"adversarial: inputs lie outside of clip_range={options.clip_range}, where none is moved. "
+                "Give the range of your data, (0, 255) for images as they are stored, or scale them."
+            )
+            within = tf.reduce_all([in_range(x, options.clip_range) for x in moved])
+            with tf.control_dependencies([require(within, message, UnsupportedInputError)]):
+                batch = batch._replace(x=tf.nest.map_structure(tf.identity, batch.x))
         seed = None
         if options.starts_at_random:
             draws = self.strategy_state["adversarial"]["draws"]
@@ -175,7 +186,7 @@ class Adversarial(Strategy):
 
         return attack(
             batch.x,
-            attackable(batch.x, self, options.inputs),
+            able,
             loss_at,
             functools.partial(differentiate, self),
             seed=seed,

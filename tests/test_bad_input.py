@@ -179,3 +179,33 @@ def test_such_a_shard_stops_training_by_default_with_the_weights_it_had(name):
     with pytest.raises(errors.NonFiniteGradientError, match="50 updates in a row"):
         model.fit(shard, np.zeros((400, 1), "float32"), batch_size=2, verbose=0)
     tf.nest.map_structure(np.testing.assert_array_equal, model.get_weights(), before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_eager_step_takes_arrays(name, assert_close):
+    """Keras 3 hands an eager step what `train_on_batch` was given."""
+    eager, graph = prepared(name, run_eagerly=True), prepared(name)
+    losses = [model.train_on_batch(X[:BATCH], Y[:BATCH], return_dict=True)["loss"] for model in (eager, graph)]
+    assert_close(float(losses[0]), float(losses[1]), coarsest_dtype(eager))
+
+
+class OnlyOwnLoss(keras.Model):
+    """A model whose loss does not go through what is given to `compile`."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = keras.layers.Dense(1)
+
+    def call(self, x):
+        return self.out(x)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return tf.reduce_mean(tf.abs(y_pred - tf.cast(y, y_pred.dtype)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loss_of_ones_own_is_logged_as_keras_does_or_truly(name):
+    """Keras 2 logs no loss where `compute_loss` enters none; it must not be logged as zero."""
+    model = prepared(name, OnlyOwnLoss())
+    history = model.fit(X, Y, batch_size=BATCH, validation_data=(X, Y), verbose=0).history
+    assert 0.0 not in [value for key in history for value in history[key]]

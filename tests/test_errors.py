@@ -97,7 +97,10 @@ def test_an_unknown_option_is_named_with_the_nearest_and_all_there_are():
 def test_a_wrong_value_is_named_with_what_is_allowed_and_what_was_given():
     with pytest.raises(errors.InvalidOptionsError) as caught:
         trainstep.plan("gradient_accumulation", steps=0)
-    assert str(caught.value) == "gradient_accumulation: steps: Input should be greater than or equal to 1. Given: 0."
+    assert str(caught.value) == (
+        "gradient_accumulation: steps: Input should be greater than or equal to 1. Given: 0. "
+        "(steps: Micro-batches per update; 1 accumulates nothing.)"
+    )
 
 
 def test_all_that_is_wrong_with_options_is_said_at_once():
@@ -150,6 +153,32 @@ def test_an_empty_spec_points_to_the_control(spec):
 def test_keywords_with_several_strategies():
     with pytest.raises(errors.InvalidSpecError, match=r"\(steps\) go with a single name"):
         trainstep.plan(["gradient_accumulation", "standard"], steps=4)
+
+
+@pytest.mark.parametrize(
+    "text", ["standard,gradient_clipping", "standard gradient_clipping", "standard+gradient_clipping"]
+)
+def test_several_names_in_one_text(text):
+    with pytest.raises(
+        errors.UnknownStrategyError, match=r"are a list: \['standard', 'gradient_clipping'\]; on the command"
+    ):
+        trainstep.plan(text)
+
+
+def test_an_option_in_place_of_a_strategy():
+    with pytest.raises(
+        errors.UnknownStrategyError,
+        match=r"'clipnorm'\. It is an option of gradient_clipping: write \{'gradient_clipping': \{'clipnorm': ",
+    ):
+        trainstep.plan({"clipnorm": 1.0})
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert trainstep.plan("gradient_accumulation", steps=np.int64(2)).strategies["gradient_accumulation"].steps == 2
+    with pytest.raises(
+        errors.InvalidOptionsError, match=r"steps: .*valid integer. Given: 2\.5\..*Micro-batches per update"
+    ):
+        trainstep.plan("gradient_accumulation", steps=np.float64(2.5))
 
 
 def test_a_strategy_twice():
@@ -313,6 +342,25 @@ def test_a_strategy_that_takes_what_belongs_to_the_root(owned):
         type("Greedy", (trainstep.Strategy,), {"declaration": declared("greedy"), owned: lambda self: None})
 
 
+def test_a_misspelt_hook_is_no_hook():
+    with pytest.raises(
+        errors.StrategyDefinitionError,
+        match=r"Slip defines `update_weight`.*no such hook\. Did you mean 'update_weights'",
+    ):
+        type(
+            "Slip", (trainstep.Strategy,), {"declaration": declared("slip"), "update_weight": lambda self, update: None}
+        )
+
+
+def test_a_declaration_that_does_not_hold_is_refused():
+    with pytest.raises(errors.StrategyDefinitionError, match=r"in lower case.* not 'bad two\+'"):
+        declared("bad two+")
+    with pytest.raises(errors.StrategyDefinitionError, match=r"The stage of 'late' is one of trainstep.Stage: BATCH"):
+        trainstep.Declaration("late", 5, "", "", neutral={})
+    with pytest.raises(errors.InvalidOptionsError, match="odd: unknown option 'nope'"):
+        declared("odd", neutral={"nope": 1})
+
+
 def test_a_strategy_silent_about_neutral_options():
     with pytest.raises(errors.StrategyDefinitionError, match="Silent declares no `neutral` options"):
         type("Silent", (trainstep.Strategy,), {"declaration": declared("silent", neutral=None)})
@@ -432,6 +480,13 @@ def test_an_attribute_that_hides_a_hook_is_refused(attribute):
     model.finish_epoch = 0.5
     with pytest.raises(errors.ModelConflictError, match="attribute `finish_epoch`"):
         model.compile(sgd(), "mse")
+
+
+def test_a_train_step_put_on_the_model_itself_is_refused():
+    model = dense()
+    model.train_step = lambda data: {}
+    with pytest.raises(errors.ModelConflictError, match=r"An attribute of the model .* overrides `train_step`"):
+        trainstep.apply(model, "standard")
 
 
 def test_an_optimizer_given_as_a_config_is_checked_before_the_model_is_compiled():

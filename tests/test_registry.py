@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 from catalogue import NAMES, registered
+from nets import dense
 
 import trainstep
 from trainstep import errors, registry
@@ -40,12 +41,21 @@ def test_register_is_a_decorator_and_may_be_repeated():
     assert trainstep.names() == NAMES
 
 
-def test_a_registered_strategy_is_never_replaced():
+def test_a_registered_strategy_is_never_replaced_by_another():
     first, second = throw_away("thrown"), throw_away("thrown")
+    second.__qualname__ = "Another"
     with registered(first):
         with pytest.raises(errors.DuplicateStrategyError):
             trainstep.register(second)
         assert trainstep.get("thrown") is first
+
+
+def test_a_strategy_may_be_defined_anew_as_a_notebook_does_and_is_then_used():
+    first, second = throw_away("thrown"), throw_away("thrown")
+    with registered(first):
+        assert first in type(trainstep.apply(dense(), "thrown")).__mro__
+        trainstep.register(second)
+        assert second in type(trainstep.apply(dense(), "thrown")).__mro__
 
 
 def test_names_returns_a_list_of_ones_own():

@@ -74,6 +74,15 @@ def test_the_clip_range_holds():
     assert attacked(2, 1, epsilon=0.5, clip_range=(0.0, 2.25))[0] == 1.25**2
 
 
+def test_data_that_are_not_in_the_clip_range_are_refused():
+    model = trainstep.apply(one_weight(), "adversarial", epsilon=0.1, clip_range=(0.0, 1.0))
+    model.compile(sgd(), "mse")
+    before = weight_of(model)
+    with pytest.raises(errors.UnsupportedInputError, match=r"outside of clip_range=\(0\.0, 1\.0\).*\(0, 255\)"):
+        model.fit(column(0.5, 200.0), column(1.0, 1.0), verbose=0)
+    assert weight_of(model) == before
+
+
 def test_clean_and_perturbed_examples_are_mixed_by_their_weight():
     # Clean: L = 1, g = 2 * 1 * 2 = 4. Perturbed: L = 2.25, g = 7.5. A quarter and three quarters.
     loss, w = attacked(2, 1, epsilon=0.5, clean_weight=0.25)

@@ -369,3 +369,12 @@ def test_a_short_last_window_does_not_decay_a_weight_without_a_gradient(compiled
     model.fit(X, Y, batch_size=BATCH, epochs=1, verbose=0)  # Six batches: a window, and half of one.
     np.testing.assert_array_equal(model.unused.get_weights()[0], before)
     assert not np.array_equal(model.out.get_weights()[0], out)
+
+
+def test_models_trained_one_after_the_other_are_not_said_to_be_traced_too_often(caplog):
+    """TensorFlow warns at the fifth function with the same code that is traced and never called again."""
+    for _ in range(7):
+        model = trainstep.apply(one_weight(), "gradient_accumulation", steps=3)
+        model.compile(sgd(), "mse")
+        model.fit(column(1.0, 2.0), column(0.0, 0.0), batch_size=1, verbose=0)
+    assert "retracing" not in caplog.text
