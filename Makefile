@@ -5,7 +5,7 @@ UV := $(shell command -v uv 2>/dev/null)
 WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: compare test test-addons test-versions lint format docs step-cost step-cost-addons memory clean
+.PHONY: compare test test-addons test-versions lint format docs support step-cost step-cost-addons memory clean
 
 compare: .venv/installed  ## Compare five strategies on handwritten digits; the report goes to results/.
 	.venv/bin/trainstep compare --workload digits_cnn --seeds 3 --output results \
@@ -33,6 +33,11 @@ format: .venv/installed  ## Put imports and formatting in order.
 
 docs: .venv/installed  ## Write the tables of the documentation anew.
 	.venv/bin/python docs/catalogue.py
+
+support: .venv/installed .venv-addons/installed  ## Write anew what the tests show of each strategy.
+	.venv/bin/python -m pytest -n $(WORKERS) -m shows --ledger docs/support/keras-3.json
+	.venv-addons/bin/python -m pytest -n $(WORKERS) -m shows --ledger docs/support/keras-2.json
+	.venv/bin/python docs/support.py
 
 step-cost: .venv/installed  ## Measure what a step of each strategy costs.
 	.venv/bin/python -m trainstep.benchmarks.step_cost

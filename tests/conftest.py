@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+pytest_plugins = ["ledger"]
+
 # Two logical CPUs for the tests of `tf.distribute`; it has to happen before anything touches a device.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2

@@ -426,6 +426,7 @@ def test_eager_equals_graph(name, options, assert_close):
     assert_close(list(fitted(model, simple())), list(known(simple, name, options)), coarsest_dtype(model))
 
 
+@pytest.mark.shows("XLA")
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
 def test_xla_agrees(name, options, assert_close):
     """Under XLA the step runs and agrees; where it draws random numbers they are others, the same at every run."""
@@ -436,6 +437,29 @@ def test_xla_agrees(name, options, assert_close):
         assert differs(compiled, known(simple))
     else:
         assert_close(list(compiled), list(graph), coarsest_dtype(model))
+
+
+@pytest.mark.shows("steps_per_execution")
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
+def test_several_steps_per_execution_are_the_same_steps(name, options, assert_close):
+    model = prepared(simple(), name, options, steps_per_execution=2)
+    assert_close(list(fitted(model, simple())), list(known(simple, name, options)), coarsest_dtype(model))
+
+
+@pytest.mark.shows("a bad batch")
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
+def test_a_bad_batch_costs_one_update_and_no_more(name, options):
+    """Beside `skip_nonfinite`, which is there for that; `action="raise"` is there to stop."""
+    spec = {"skip_nonfinite": {}} | {name: options}
+    good, bad = prepared(simple(), spec), prepared(with_a_bad_batch(), spec)
+    if options == {"action": "raise"}:
+        with pytest.raises(errors.NonFiniteGradientError):
+            fitted(bad, with_a_bad_batch(), epochs=1)
+        return
+    for model, workload in ((good, simple()), (bad, with_a_bad_batch())):
+        model.fit(workload.x, workload.y, batch_size=BATCH, shuffle=False, verbose=0)
+    assert int(bad.optimizer.iterations.numpy()) == int(good.optimizer.iterations.numpy()) - 1
+    assert all(np.isfinite(variable.numpy()).all() for variable in bad.variables)
 
 
 # --- 9 and 10: data and models ----------------------------------------------------------------------------------------
@@ -782,6 +806,7 @@ def trained_by_batch(model: keras.Model, batches: range) -> None:
         model.train_on_batch(X[start : start + BATCH], Y[start : start + BATCH])
 
 
+@pytest.mark.shows("saved")
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
 def test_saved_in_the_middle_loaded_and_trained_on_is_never_stopped(name, options, tmp_path):
     """After five batches, in the middle of a window; the optimizer's slots and the strategy's state included."""

@@ -64,6 +64,7 @@ def test_there_are_two_logical_devices(mirrored):
     assert mirrored.num_replicas_in_sync == 2
 
 
+@pytest.mark.shows("mirrored")
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
 def test_two_replicas_are_one_device(name, options, assert_equal_on_two):
     assert_equal_on_two({name: options})
