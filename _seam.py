@@ -336,7 +336,9 @@ def build_metrics(model: Any, batch: Any) -> None:
     def run(data: Any) -> None:
         model.distribute_strategy.run(measure, args=(data,))
 
-    (run if model.run_eagerly else tf.function(run, autograph=False))(batch)
+    # Once and on one batch, which is not worth a trace; several replicas make variables only inside of one.
+    one = model.distribute_strategy.num_replicas_in_sync == 1
+    (run if one or model.run_eagerly else tf.function(run, autograph=False))(batch)
 
 
 # --- The optimizer --------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A run that was killed and started again ends as one that never stopped, bit for bit."""
 
 import functools
+import json
 import os
 import pathlib
 import signal
@@ -35,15 +36,19 @@ def case_id(index: int) -> str:
 
 
 @functools.cache
-def never_stopped(index: int) -> backups.Run:
-    return train(CASES[index])
+def trained_whole(spec: str, shuffle: bool) -> backups.Run:
+    return train(backups.Case(json.loads(spec), "epoch", 0, shuffle))
+
+
+def never_stopped(case: backups.Case) -> backups.Run:
+    return trained_whole(json.dumps(case.spec), case.shuffle)
 
 
 @pytest.mark.parametrize("index", range(len(CASES)), ids=case_id)
 def test_a_run_restored_from_its_backup_ends_as_one_never_stopped(index, stopped):
     """Weights, statistics, optimizer slots, accumulators, loss scale, counters, draws of attacks and dropout, logs."""
     resumed = train(CASES[index], backing_up(backup_of(stopped, index), CASES[index].save_freq))
-    whole = never_stopped(index)
+    whole = never_stopped(CASES[index])
     first = (CASES[index].backed_up - (CASES[index].save_freq != "epoch")) // BATCHES
     logs = {name: values[first:] for name, values in whole.history.items()}
     assert_same(resumed, whole._replace(history=logs))
