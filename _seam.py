@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from trainstep.errors import ModelConflictError, NotCompiledError
@@ -145,27 +146,201 @@ def probe(model: Any, x: Any, y: Any, sample_weight: Any, *, training: bool) -> 
             y_pred = forward(model, x, training=training)
             return compute_loss(model, x, y, y_pred, sample_weight, training=training)
     statistics = _snapshot(model.non_trainable_variables) if training else []
-    metrics = _snapshot(_metric_variables(model))  # Now: those of `add_metric` are updated by the forward pass.
+    metrics = _snapshot(metric_variables(model))  # Now: those of `add_metric` are updated by the forward pass.
     y_pred = forward(model, x, training=training)
     known = {id(variable) for variable, _ in metrics}
-    metrics += _snapshot([variable for variable in _metric_variables(model) if id(variable) not in known])
+    metrics += _snapshot([variable for variable in metric_variables(model) if id(variable) not in known])
     known = {id(variable) for variable, _ in metrics}
     loss = compute_loss(model, x, y, y_pred, sample_weight, training=training)
     for variable, value in [*statistics, *metrics]:
         variable.assign(value)
     # The first call of the compiled loss makes its metrics, means all of them: what was entered goes.
-    for variable in _metric_variables(model):
+    for variable in metric_variables(model):
         if id(variable) not in known:
             variable.assign(tf.zeros_like(variable))
     return loss
 
 
-def _metric_variables(model: Any) -> list[Any]:
+def metric_variables(model: Any) -> list[Any]:
+    """Return the variables of the metrics that `model` has by now, see `build_metrics`."""
     return [variable for metric in model.metrics for variable in metric.variables]
 
 
 def _snapshot(variables: Sequence[Any]) -> list[tuple[Any, tf.Tensor]]:
     return [(variable, tf.identity(variable)) for variable in variables]
+
+
+# --- Going on with a run that was stopped ---------------------------------------------------------
+
+_CARRIER = "trainstep_position"
+
+
+@contextlib.contextmanager
+def carried_in_backups(model: Any, pack: Callable[[], bytes], unpack: Callable[[bytes], None]) -> Iterator[None]:
+    """Let backups of `model` hold what `pack` returns then; where one is restored, `unpack` gets it.
+
+    Raises:
+        ModelConflictError: on Keras 2, there is random state that the layers have yet to make.
+    """
+    if KERAS_3:
+        # Saving visits the attributes of a model, and of those the metrics, whether or not the model knows them.
+        vars(model)[_CARRIER] = _Carrier(pack, unpack)
+        try:
+            yield
+        finally:
+            del vars(model)[_CARRIER]
+            model._initial_epoch = None  # Where a backup was restored, Keras would start every later `fit` there.
+        return
+    generators = {f"random_{index}": generator for index, generator in enumerate(_tf_random_generators(model))}
+    setattr(model, _CARRIER, tf.train.Checkpoint(position=_Carrier(pack, unpack), **generators))
+    try:
+        yield
+    finally:
+        delattr(model, _CARRIER)
+        model._training_state = vars(model).get("_training_state")  # Keras 2 deletes it, and fails without.
+
+
+_CarrierBase: Any = keras.metrics.Metric if KERAS_3 else tf.train.experimental.PythonState
+
+
+class _Carrier(_CarrierBase):
+    """The smallest thing that Keras 3 saves through methods, no metric at all; on Keras 2 TensorFlow does so."""
+
+    def __init__(self, pack: Callable[[], bytes], unpack: Callable[[bytes], None]) -> None:
+        if KERAS_3:
+            super().__init__(name=_CARRIER)
+        self._pack, self._unpack = pack, unpack
+
+    def save_own_variables(self, store: Any) -> None:
+        store["packed"] = np.frombuffer(self._pack(), np.uint8)
+
+    def load_own_variables(self, store: Any) -> None:
+        if "packed" in store.keys():  # noqa: SIM118  A store of Keras has keys, and no `in`.
+            self._unpack(np.asarray(store["packed"]).tobytes())
+
+    def serialize(self) -> bytes:
+        return self._pack()
+
+    def deserialize(self, string_value: bytes) -> None:
+        self._unpack(string_value)
+
+
+def random_variables(model: Any) -> list[Any]:
+    """Return the variables of random state in `model`; on Keras 2 none, see `carried_in_backups`."""
+    if not KERAS_3:
+        return []
+    # `variables` is what `weights` is and the state of `SeedGenerator`s, at any depth.
+    others = {id(variable) for variable in [*model.weights, *metric_variables(model)]}
+    return [variable for variable in model.variables if id(variable) not in others]
+
+
+def _random_generators(model: Any) -> list[tuple[Any, Any]]:
+    """Return, on Keras 2, the layers that draw random numbers, each with what it draws them by."""
+    # The attribute of `BaseRandomLayer`, which has no public name.
+    found = [(layer, getattr(layer, "_random_generator", None)) for layer in layers_of(model)]
+    return [(layer, generator) for layer, generator in found if generator is not None]
+
+
+def _tf_random_generators(model: Any) -> list[Any]:
+    # Keras 2 leaves them out of checkpoints on purpose, for those who have old ones.
+    found = []
+    for layer, generator in _random_generators(model):
+        if generator._rng_type != generator.RNG_STATEFUL:
+            continue
+        if not generator._built:
+            raise ModelConflictError(
+                f"The layer {layer.name!r} has yet to make its random state, which a backup has to hold. Build the "
+                "model before `fit`, by calling it on a batch."
+            )
+        found.append(generator._generator)
+    return found
+
+
+def unkept_random_layers(model: Any) -> list[str]:
+    """Return the names of layers whose random state cannot be read: on Keras 2 those of stateful operations."""
+    if KERAS_3:
+        return []
+    names = []
+    for layer, generator in _random_generators(model):
+        recurrent = hasattr(layer, "recurrent_dropout")  # These could draw, and mostly do not.
+        if generator._rng_type == generator.RNG_LEGACY_STATEFUL and not (
+            recurrent and not layer.dropout and not layer.recurrent_dropout
+        ):
+            names.append(layer.name)
+    return names
+
+
+def global_seed() -> int:
+    """Return the seed of `keras.utils.set_random_seed`, or -1 where none was set."""
+    # The only public way, and it cannot tell the default from none.
+    with tf.init_scope():
+        seed, _ = tf.compat.v1.get_seed(1)
+    return -1 if seed is None or int(seed) == _DEFAULT_GRAPH_SEED else int(seed)
+
+
+_DEFAULT_GRAPH_SEED = 87654321
+
+
+def missing_default_callbacks(callbacks: Sequence[Any], verbose: Any) -> list[Any]:
+    """Return the callbacks that `fit` would itself add to `callbacks`."""
+    missing: list[Any] = []
+    if not any(isinstance(callback, keras.callbacks.History) for callback in callbacks):
+        missing.append(keras.callbacks.History())
+    if verbose != 0 and not any(isinstance(callback, keras.callbacks.ProgbarLogger) for callback in callbacks):
+        arguments = {} if KERAS_3 else {"count_mode": "steps"}
+        missing.append(keras.callbacks.ProgbarLogger(**arguments))
+    return missing
+
+
+def keras_restored(model: Any) -> bool:
+    """Tell, when training begins, whether a `BackupAndRestore` has restored a backup."""
+    # Neither Keras says so in public: these are what `fit` itself looks at.
+    if KERAS_3:
+        return model._initial_epoch is not None
+    return int(model._training_state._ckpt_saved_epoch.numpy()) >= 0
+
+
+def start_at(model: Any, epoch: int | None) -> None:
+    """Let `fit`, which is about to begin, start with `epoch`, or with that of its own argument if None."""
+    # What a `BackupAndRestore` told it through the same attributes counts epochs, and on Keras 2 batches without
+    # passing over their data.
+    if KERAS_3:
+        model._initial_epoch = epoch
+    else:
+        state: Any = model._training_state
+        state.maybe_load_initial_counters_from_ckpt = lambda steps_per_epoch, initial_epoch, mode: (
+            initial_epoch if epoch is None else epoch,
+            0,
+        )
+
+
+def draw(model: Any, iterator: Any) -> tuple[Any, int]:
+    """Draw what one call of the training function would; return the last batch, and the count of what was asked for."""
+    # Keras 2 changes its variable before the last, shorter execution; Keras 3 just comes to the end of the data.
+    steps = model.steps_per_execution if KERAS_3 else int(model._steps_per_execution.numpy())
+    batch = next(iterator)
+    for _ in range(steps - 1):
+        batch = next(iterator, batch)
+    return batch, steps
+
+
+def build_metrics(model: Any, batch: Any) -> None:
+    """Let `model` make the metrics that it makes at its first batch; their values mean nothing then."""
+
+    def measure(data: Any) -> None:
+        # Keras 3 puts an empty Optional where the data has None.
+        data = tf.nest.map_structure(lambda part: None if isinstance(part, tf.experimental.Optional) else part, data)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        y_pred = forward(model, x, training=False)
+        compute_loss(model, x, y, y_pred, sample_weight, training=False)
+        model.compute_metrics(x, y, y_pred, sample_weight)
+
+    def run(data: Any) -> None:
+        model.distribute_strategy.run(measure, args=(data,))
+
+    # Once and on one batch, which is not worth a trace; several replicas make variables only inside of one.
+    one = model.distribute_strategy.num_replicas_in_sync == 1
+    (run if one or model.run_eagerly else tf.function(run, autograph=False))(batch)
 
 
 # --- The optimizer --------------------------------------------------------------------------------

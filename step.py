@@ -36,6 +36,7 @@ from trainstep.definition import Declared, check_attributes, check_optimizer
 from trainstep.errors import ModelConflictError, NonFiniteGradientError, NotCompiledError, TrainstepError
 from trainstep.gradients import Gradients, differentiate
 from trainstep.replicas import forget_traces, sum_over_replicas
+from trainstep.resuming import resumable
 from trainstep.saving import check_format
 from trainstep.state import slots_of, state_of
 
@@ -211,21 +212,24 @@ class Strategy(Declared, _ModelBase, root=True):
         """Train as Keras does, and tell the strategies when an epoch ends."""
         bound = inspect.signature(super().fit).bind(*args, **kwargs)
         arguments = _arguments_with_callbacks(type(self), bound)
-        callbacks, epoch_end = arguments.get("callbacks"), _EpochEnd()
-        for callback in getattr(callbacks, "callbacks", tf.nest.flatten(callbacks or [])):
+        callbacks: Any = arguments.get("callbacks")
+        given = isinstance(callbacks, keras.callbacks.CallbackList)
+        listed = list(callbacks.callbacks if given else tf.nest.flatten(callbacks or []))
+        for callback in listed:
             if isinstance(callback, keras.callbacks.ModelCheckpoint) and not callback.save_weights_only:
                 check_format(self, {"filepath": callback.filepath})  # Not after an epoch that nobody will get back.
-        if not isinstance(callbacks, keras.callbacks.CallbackList):
-            arguments["callbacks"] = [epoch_end, *tf.nest.flatten(callbacks or [])]
-            with _explained_errors():
-                return super().fit(*bound.args, **bound.kwargs)
-        callbacks.callbacks.insert(0, epoch_end)  # Keras 3 has no method for it.
-        callbacks.set_model(self)
-        try:
-            with _explained_errors():
-                return super().fit(*bound.args, **bound.kwargs)
-        finally:
-            callbacks.callbacks.remove(epoch_end)
+        with resumable(self, [_EpochEnd(), *listed], {**bound.arguments, **arguments}) as all_callbacks:
+            if not given:
+                arguments["callbacks"] = all_callbacks
+                with _explained_errors():
+                    return super().fit(*bound.args, **bound.kwargs)
+            callbacks.callbacks[:] = all_callbacks  # Keras 3 has no method for it.
+            callbacks.set_model(self)
+            try:
+                with _explained_errors():
+                    return super().fit(*bound.args, **bound.kwargs)
+            finally:
+                callbacks.callbacks[:] = listed
 
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:

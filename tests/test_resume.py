@@ -1,6 +1,7 @@
 """A run that was killed and started again ends as one that never stopped, bit for bit."""
 
 import functools
+import json
 import os
 import pathlib
 import signal
@@ -8,10 +9,9 @@ import subprocess
 import sys
 
 import backups
-import numpy as np
 import pytest
-from backups import SPECS, backing_up, backup_of, train
-from nets import BATCH, X
+from backups import BATCHES, CASES, WINDOW, backing_up, backup_of, train
+from runs import assert_same
 
 pytestmark = pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning")
 
@@ -24,34 +24,38 @@ def stopped(tmp_path_factory) -> pathlib.Path:
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(backups.__file__), "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert len(done.stdout.splitlines()) == len(SPECS) - 1
+    assert len(done.stdout.splitlines()) == len(CASES) - 1
     return folder
 
 
-def spec_id(index: int) -> str:
-    spec = SPECS[index]
+def case_id(index: int) -> str:
+    spec, save_freq, *_ = CASES[index]
     [*names] = spec
-    return "full stack" if len(names) > 1 else f"{names[0]}-{spec[names[0]] or 'defaults'}"
+    name = "full stack" if len(names) > 1 else f"{names[0]}-{spec[names[0]] or 'defaults'}"
+    return f"{name}-every {save_freq}"
 
 
 @functools.cache
-def never_stopped(index: int) -> backups.Run:
-    return train(SPECS[index])
+def trained_whole(spec: str, shuffle: bool) -> backups.Run:
+    return train(backups.Case(json.loads(spec), "epoch", 0, shuffle))
 
 
-@pytest.mark.parametrize("index", range(len(SPECS)), ids=spec_id)
+def never_stopped(case: backups.Case) -> backups.Run:
+    return trained_whole(json.dumps(case.spec), case.shuffle)
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=case_id)
 def test_a_run_restored_from_its_backup_ends_as_one_never_stopped(index, stopped):
-    """Weights, statistics, optimizer slots, accumulators, loss scale, counters, draws of attacks."""
-    resumed = train(SPECS[index], backing_up(backup_of(stopped, index)))
-    whole = never_stopped(index)
-    assert len(resumed.history["loss"]) == backups.EPOCHS - backups.STOPPED_IN
-    assert resumed.history["loss"] == whole.history["loss"][backups.STOPPED_IN :]
-    for kind in ("variables", "optimizer", "state"):
-        for mine, expected in zip(getattr(resumed, kind), getattr(whole, kind), strict=True):
-            np.testing.assert_array_equal(mine, expected, err_msg=kind)
+    """Weights, statistics, optimizer slots, accumulators, loss scale, counters, draws of attacks and dropout, logs."""
+    resumed = train(CASES[index], backing_up(backup_of(stopped, index), CASES[index].save_freq))
+    whole = never_stopped(CASES[index])
+    first = (CASES[index].backed_up - (CASES[index].save_freq != "epoch")) // BATCHES
+    logs = {name: values[first:] for name, values in whole.history.items()}
+    assert_same(resumed, whole._replace(history=logs))
 
 
-def test_the_backup_of_the_full_stack_is_from_the_middle_of_a_window():
+def test_backups_are_from_the_middle_of_windows_and_epochs():
     """Or the test above would show less than it says."""
-    batches_before = -(-len(X) // BATCH) * backups.STOPPED_IN
-    assert batches_before % backups.WINDOW != 0
+    for case in CASES:
+        assert case.backed_up % WINDOW
+        assert (case.backed_up % BATCHES != 0) == (case.save_freq == 3)

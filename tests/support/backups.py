@@ -1,6 +1,6 @@
-"""Training with a backup after each epoch, stopped in the middle of one; run as a script, killed there.
+"""Training with backups, stopped in the middle; run as a script, killed there.
 
-python backups.py FOLDER KIND
+python backups.py FOLDER
 """
 
 import json
@@ -9,7 +9,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from catalogue import VARIANTS
@@ -19,27 +19,61 @@ from runs import Run, state_of
 import trainstep
 
 EPOCHS, STOPPED_IN, WINDOW = 3, 1, 4
+BATCHES = -(-len(X) // BATCH)  # Six an epoch.
 FULL = {
     "adversarial": {"epsilon": 0.1, "random_start": True},
-    # An epoch has six batches: the backup is taken in the middle of the second window.
     "gradient_accumulation": {"steps": WINDOW, "last_window": "carry"},
     "gradient_clipping": {"global_clipnorm": 0.5},
     "mixed_precision": {"dtype": "float16", "growth_interval": 2, "initial_scale": 2.0**8},
     "skip_nonfinite": {},
 }
-SPECS = [*({name: options} for name, options in VARIANTS), FULL]
+APPLIED = {"gradient_accumulation": {"steps": WINDOW, "last_window": "apply"}}
 
 
-def build() -> keras.Model:
-    """Return a net with batch norm, and without dropout: neither Keras saves the state of that in a backup."""
-    return keras.Sequential(
-        [
-            keras.Input((6,)),
-            keras.layers.Dense(5, "tanh"),
-            keras.layers.BatchNormalization(),
-            keras.layers.Dense(1),
-        ]
-    )
+class Case(NamedTuple):
+    """A run: its strategies, how often it is backed up, and the batch of the second epoch after which it stops."""
+
+    spec: Any
+    save_freq: int | str
+    stop: int
+    shuffle: bool
+
+    @property
+    def backed_up(self) -> int:
+        """The number of batches done before the last backup."""
+        every = BATCHES if self.save_freq == "epoch" else self.save_freq
+        return (BATCHES * STOPPED_IN + self.stop) // every * every
+
+
+CASES = [
+    # Backed up after nine batches: one after a window of four, three after the beginning of an epoch.
+    *(Case({name: options}, 3, 5, shuffle=True) for name, options in VARIANTS),
+    # Backed up after the last batch of an epoch, and before its end, where the last window is applied.
+    Case(APPLIED, BATCHES, 3, shuffle=False),
+    Case(FULL, BATCHES, 3, shuffle=False),
+    Case(FULL, "epoch", 3, shuffle=False),
+    Case(FULL, 3, 5, shuffle=True),
+]
+
+
+def build(*, norm: bool = True) -> keras.Model:
+    """Return a net with batch norm, unless told otherwise, and with dropout whose random state can be kept."""
+    random = getattr(keras.backend, "experimental", None)  # Of Keras 2, where a layer decides as it is made.
+    if random:
+        random.enable_tf_random_generator()
+    try:
+        return keras.Sequential(
+            [
+                keras.Input((6,)),
+                keras.layers.Dense(5, "tanh"),
+                *([keras.layers.BatchNormalization()] if norm else []),
+                keras.layers.Dropout(0.25, seed=1),
+                keras.layers.Dense(1),
+            ]
+        )
+    finally:
+        if random:
+            random.disable_tf_random_generator()
 
 
 class StoppedError(Exception):
@@ -47,9 +81,11 @@ class StoppedError(Exception):
 
 
 class Stop(keras.callbacks.Callback):
-    def __init__(self, stop: Callable[[], None]) -> None:
+    """Stops after `count` batches of the epoch `STOPPED_IN`."""
+
+    def __init__(self, count: int, stop: Callable[[], None] | None = None) -> None:
         super().__init__()
-        self.stop, self.epoch = stop, 0
+        self.count, self.stop, self.epoch = count, stop or fail, 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         del logs
@@ -57,24 +93,8 @@ class Stop(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         del logs
-        if (self.epoch, batch) == (STOPPED_IN, 2):
+        if self.epoch == STOPPED_IN and batch + 1 >= self.count:
             self.stop()
-
-
-def backup_of(folder: pathlib.Path, index: int) -> str:
-    return str(folder / str(index))
-
-
-def train(spec: Any, *callbacks: keras.callbacks.Callback) -> Run:
-    keras.utils.set_random_seed(0)
-    model = trainstep.apply(build(), spec)
-    model.compile(keras.optimizers.Adam(0.01), "mse")
-    history = model.fit(X, Y, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=list(callbacks))
-    return state_of(model, history)
-
-
-def backing_up(folder: str) -> keras.callbacks.Callback:
-    return keras.callbacks.BackupAndRestore(folder, delete_checkpoint=False)
 
 
 def fail() -> None:
@@ -85,13 +105,31 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def backup_of(folder: pathlib.Path, index: int) -> str:
+    return str(folder / str(index))
+
+
+def train(case: Case, *callbacks: keras.callbacks.Callback) -> Run:
+    keras.utils.set_random_seed(0)
+    model = trainstep.apply(build(), case.spec)
+    model.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"])
+    history = model.fit(
+        X, Y, batch_size=BATCH, epochs=EPOCHS, shuffle=case.shuffle, verbose=0, callbacks=list(callbacks)
+    )
+    return state_of(model, history)
+
+
+def backing_up(folder: str, save_freq: int | str = "epoch", **arguments: Any) -> keras.callbacks.Callback:
+    return keras.callbacks.BackupAndRestore(folder, **{"save_freq": save_freq, "delete_checkpoint": False, **arguments})
+
+
 def main(folder: pathlib.Path) -> None:
-    for index, spec in enumerate(SPECS):
-        last = index == len(SPECS) - 1
+    for index, case in enumerate(CASES):
+        last = index == len(CASES) - 1
         try:
-            train(spec, backing_up(backup_of(folder, index)), Stop(kill if last else fail))
+            train(case, backing_up(backup_of(folder, index), case.save_freq), Stop(case.stop, kill if last else fail))
         except StoppedError:
-            print(json.dumps(spec), flush=True)
+            print(json.dumps(case.spec), flush=True)
 
 
 if __name__ == "__main__":
