@@ -30,13 +30,13 @@ FULL = {
 SPECS = [*({name: options} for name, options in VARIANTS), FULL]
 
 
-def build() -> keras.Model:
+def build(*, deferred: bool = False, synchronized: bool = False) -> keras.Model:
     """Return a net with batch norm, and without dropout: neither Keras saves the state of that in a backup."""
     return keras.Sequential(
         [
-            keras.Input((6,)),
+            *([] if deferred else [keras.Input((6,))]),
             keras.layers.Dense(5, "tanh"),
-            keras.layers.BatchNormalization(),
+            keras.layers.BatchNormalization(synchronized=synchronized),
             keras.layers.Dense(1),
         ]
     )
