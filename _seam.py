@@ -142,7 +142,8 @@ def let_the_chief_write(callbacks: Sequence[Any], model: Any) -> None:
         return
     for callback in callbacks:
         if isinstance(callback, (keras.callbacks.BackupAndRestore, keras.callbacks.ModelCheckpoint)):
-            callback.save_freq = sys.maxsize  # In batches. There is no setting for never.
+            # In batches: there is no setting for never.
+            setattr(callback, "save_freq", sys.maxsize)  # noqa: B010  Keras annotates nothing; its default is a string.
         if isinstance(callback, keras.callbacks.BackupAndRestore):
             callback.delete_checkpoint = False
 

@@ -1,4 +1,4 @@
-"""Two processes, each with half of every batch, do what one process does; one that is killed costs no more than time."""
+"""Two processes, each with half of every batch, do what one does; one that is killed costs no more than time."""
 
 import json
 import os
@@ -12,7 +12,6 @@ from typing import Any
 
 import cluster
 import keras
-import numpy as np
 import pytest
 import tensorflow as tf
 import workers
