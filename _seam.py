@@ -8,8 +8,9 @@ use of something that is not public API says why nothing public serves.
 import contextlib
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -86,6 +87,66 @@ def check_steps_per_execution(model: Any, steps: int | str | None) -> None:
             f"Keras 3 cannot run several steps at once on several replicas: steps_per_execution={steps!r} with "
             f"{replicas} replicas fails inside TensorFlow. Leave steps_per_execution at 1."
         )
+
+
+def is_on_many_machines(model: Any) -> bool:
+    """Tell whether `model` is trained by several processes at once, under `MultiWorkerMirroredStrategy`."""
+    distribution = model.distribute_strategy
+    # What both Kerases themselves ask: alone, the same class of strategy does as `MirroredStrategy`.
+    return isinstance(distribution, tf.distribute.MultiWorkerMirroredStrategy) and (
+        distribution.extended._in_multi_worker_mode()
+    )
+
+
+class OnManyMachines(keras.Model if TYPE_CHECKING else object):
+    """What Keras 3 lacks to `fit` and `evaluate` on many machines: keras #20585, so up to 3.15.1 at least.
+
+    There is no public way: both places are inside `fit`. Changes nothing on one replica, and nothing on Keras 2.
+    """
+
+    if KERAS_3:
+
+        def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+            # Keras would build model, metrics and optimizer from the mean of what the replicas get: #20585. On one
+            # machine, too, that fails where they get unequal numbers of examples. Only shapes matter here.
+            if iterator is not None and self.distribute_strategy.num_replicas_in_sync > 1:
+                _, _, batches = next(iter(iterator))
+                iterator, data_batch = None, _first_replicas(self, next(batches))
+            super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+
+        def _make_function(self, step_function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+            # Keras takes the mean of what the replicas report along an axis too many, which scalars lack: #20585.
+            if is_on_many_machines(self):
+                step_function = _with_an_axis(step_function)
+            return super()._make_function(step_function)
+
+
+def _first_replicas(model: Any, batch: Any) -> Any:
+    results = model.distribute_strategy.experimental_local_results
+    return tf.nest.map_structure(lambda values: results(values)[0], batch)
+
+
+def _with_an_axis(step_function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def step(data: Any) -> Any:
+        return tf.nest.map_structure(lambda value: tf.expand_dims(value, 0), step_function(data))
+
+    return step
+
+
+def let_the_chief_write(callbacks: Sequence[Any], model: Any) -> None:
+    """Keep the processes of a training on many machines from writing one and the same file.
+
+    Keras 2 sees to it in its callbacks. Keras 3 has no notion of a chief: there the other processes restore from a
+    backup, but write none, and no checkpoints.
+    """
+    if not KERAS_3 or not is_on_many_machines(model) or model.distribute_strategy.extended.should_checkpoint:
+        return
+    for callback in callbacks:
+        if isinstance(callback, (keras.callbacks.BackupAndRestore, keras.callbacks.ModelCheckpoint)):
+            # In batches: there is no setting for never.
+            setattr(callback, "save_freq", sys.maxsize)  # noqa: B010  Keras annotates nothing; its default is a string.
+        if isinstance(callback, keras.callbacks.BackupAndRestore):
+            callback.delete_checkpoint = False
 
 
 def num_examples(x: Any) -> tf.Tensor:

@@ -10,8 +10,19 @@ from typing import Any
 import tensorflow as tf
 
 from trainstep import _seam
+from trainstep.errors import ModelConflictError
 
 _TRACES = "_trainstep_traces"
+
+
+def check_distribution(model: Any) -> None:
+    """Raise `ModelConflictError` where `model` was made under a distribution that strategies cannot be right under."""
+    if isinstance(model.distribute_strategy, tf.distribute.ParameterServerStrategy):
+        raise ModelConflictError(
+            "Strategies do not train under ParameterServerStrategy: its workers update the weights each at its own "
+            "time, so there is no one gradient to accumulate, to check or to clip. Use "
+            "tf.distribute.MultiWorkerMirroredStrategy for many machines."
+        )
 
 
 def sum_over_replicas(tensors: Sequence[Any]) -> list[Any]:

@@ -35,7 +35,7 @@ from trainstep import _seam, errors
 from trainstep.definition import Declared, check_attributes, check_optimizer
 from trainstep.errors import ModelConflictError, NonFiniteGradientError, NotCompiledError, TrainstepError
 from trainstep.gradients import Gradients, differentiate
-from trainstep.replicas import forget_traces, sum_over_replicas
+from trainstep.replicas import check_distribution, forget_traces, sum_over_replicas
 from trainstep.resuming import resumable
 from trainstep.saving import check_format
 from trainstep.state import slots_of, state_of
@@ -82,7 +82,7 @@ class Update(NamedTuple):
     samples: tf.Tensor
 
 
-class Strategy(Declared, _ModelBase, root=True):
+class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
     """Base of all strategies, and the root that ends every hook.
 
     Not for use by itself: `trainstep.apply`, `trainstep.model_class`, or a strategy among the bases
@@ -127,6 +127,7 @@ class Strategy(Declared, _ModelBase, root=True):
     def check_model(self) -> None:
         """Refuse a model the strategy cannot train. Called before it is applied; raises a `TrainstepError`."""
         check_attributes(self)
+        check_distribution(self)
 
     def attach_strategies(self) -> None:
         """Change what has to change in the model itself, its layers' dtype policies for example; idempotent."""
@@ -192,10 +193,7 @@ class Strategy(Declared, _ModelBase, root=True):
         finally:
             self.attach_strategies()
         check_optimizer(type(self), self.optimizer)  # Of which only a description may have been given.
-        trains = self.optimizer is not None and self.built and self.trainable_variables
-        if trains and any(slots_of(type(self)).values()):
-            with self.distribute_strategy.scope():
-                self.strategy_state  # noqa: B018  Made now, where it can be, so that a checkpoint restores into it.
+        _make_state(self)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as the saved model was; Keras leaves a model with a `compile` of its own uncompiled."""
@@ -215,6 +213,7 @@ class Strategy(Declared, _ModelBase, root=True):
         callbacks: Any = arguments.get("callbacks")
         given = isinstance(callbacks, keras.callbacks.CallbackList)
         listed = list(callbacks.callbacks if given else tf.nest.flatten(callbacks or []))
+        _seam.let_the_chief_write(listed, self)
         for callback in listed:
             if isinstance(callback, keras.callbacks.ModelCheckpoint) and not callback.save_weights_only:
                 check_format(self, {"filepath": callback.filepath})  # Not after an epoch that nobody will get back.
@@ -245,6 +244,14 @@ def _as_tensor(value: Any) -> Any:
     return tf.convert_to_tensor(value) if isinstance(value, np.ndarray) else value
 
 
+def _make_state(model: Any) -> None:
+    """Make the state of strategies now, where it can be, so that a checkpoint restores into it."""
+    trains = model.optimizer is not None and model.built and model.trainable_variables
+    if trains and any(slots_of(type(model)).values()):
+        with model.distribute_strategy.scope():
+            state_of(model)
+
+
 def _arguments_with_callbacks(cls: type, bound: inspect.BoundArguments) -> dict[str, Any]:
     """Return the mapping among the arguments of `fit` that holds the callbacks: where a user wraps it, `**kwargs`."""
     if "callbacks" in bound.signature.parameters:
@@ -259,6 +266,10 @@ def _arguments_with_callbacks(cls: type, bound: inspect.BoundArguments) -> dict[
 
 class _EpochEnd(keras.callbacks.Callback):
     """Comes first in the list, so that other callbacks, and validation, see the epoch finished."""
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        del logs
+        _make_state(self.model)  # On several replicas Keras 3 has built the model by now, and a backup comes next.
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         del epoch, logs

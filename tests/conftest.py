@@ -11,9 +11,9 @@ import tensorflow as tf
 
 pytest_plugins = ["ledger"]
 
-# Two logical CPUs for the tests of `tf.distribute`; it has to happen before anything touches a device.
+# Four logical CPUs for the tests of `tf.distribute`; it has to happen before anything touches a device.
 tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
 # The nets are tiny: more threads cost time, and the workers of pytest-xdist share the cores.
 tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -52,6 +52,13 @@ def _fresh() -> Iterator[None]:
 def mirrored() -> tf.distribute.Strategy:
     """Return the one strategy of two replicas; a second one in a process would reuse the keys of its collectives."""
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="session")
+def mirrored_four() -> tf.distribute.Strategy:
+    """Return the one strategy of four replicas; it reduces without collectives, whose keys are those of `mirrored`."""
+    devices = [f"CPU:{index}" for index in range(4)]
+    return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
 
 
 @pytest.fixture(scope="session")

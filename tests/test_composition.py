@@ -252,7 +252,13 @@ def test_the_l2_attack_is_free_of_the_loss_scale():
 
 
 @pytest.mark.parametrize(
-    "compiled", [{"run_eagerly": True}, {"steps_per_execution": 3}, {"jit_compile": True}], ids=str
+    "compiled",
+    [
+        {"run_eagerly": True},
+        pytest.param({"steps_per_execution": 3}, marks=pytest.mark.shows("steps_per_execution", of="all together")),
+        pytest.param({"jit_compile": True}, marks=pytest.mark.shows("XLA", of="all together")),
+    ],
+    ids=str,
 )
 def test_the_whole_stack_is_the_same_however_the_step_runs(compiled, assert_close):
     spec = {name: {} for name in NAMES} | {"mixed_precision": {"dtype": "float16"}}
@@ -260,8 +266,12 @@ def test_the_whole_stack_is_the_same_however_the_step_runs(compiled, assert_clos
     assert_close(list(run(workload, spec, **compiled)), list(run(workload, spec, jit_compile=False)), "float16")
 
 
+@pytest.mark.shows("a bad batch", of="all together")
 def test_a_bad_batch_in_the_middle_costs_its_window_only():
-    spec = {"gradient_accumulation": {"steps": 2}, "gradient_clipping": {}, "mixed_precision": {"dtype": "float16"}}
+    spec = {name: {} for name in NAMES} | {
+        "gradient_accumulation": {"steps": 2},
+        "mixed_precision": {"dtype": "float16"},
+    }
     x = X[:16].copy()
     x[5] = np.inf
     workload = Workload(dense, x, Y[:16])

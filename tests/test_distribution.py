@@ -29,15 +29,17 @@ def one_device() -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def train(distribution, spec, x=X, optimizer=sgd, epochs=2, **compiled):
-    """Train on batches of 4, two on each of two replicas; return weights, logs and the model."""
+def train(distribution, spec, x=X, optimizer=sgd, epochs=2, *, batch_size=4, sample_weight=None, **compiled):
+    """Train, by default on batches of 4, two on each of two replicas; return the model, its weights and the logs."""
     keras.utils.set_random_seed(0)
     with distribution.scope():
         model = dense()
         if spec:
             trainstep.apply(model, spec)
         model.compile(optimizer(), "mse", metrics=["mae"], **compiled)
-    history = model.fit(x, Y, batch_size=4, epochs=epochs, shuffle=False, verbose=0).history
+    history = model.fit(
+        x, Y, batch_size=batch_size, epochs=epochs, shuffle=False, verbose=0, sample_weight=sample_weight
+    ).history
     return (
         model,
         [w.copy() for w in model.get_weights()],
@@ -59,9 +61,10 @@ def compare(mirrored, assert_close, spec, **arguments):
     assert_close(two_history, history, dtype)
 
 
-def test_there_are_two_logical_devices(mirrored):
-    assert len(tf.config.list_logical_devices("CPU")) == 2
+def test_there_are_four_logical_devices(mirrored, mirrored_four):
+    assert len(tf.config.list_logical_devices("CPU")) == 4
     assert mirrored.num_replicas_in_sync == 2
+    assert mirrored_four.num_replicas_in_sync == 4
 
 
 @pytest.mark.shows("mirrored")
@@ -80,6 +83,7 @@ def test_the_optimizers_slots_are_those_of_one_device(optimizer, mirrored, asser
     assert_close(optimizer_variables(two.optimizer), optimizer_variables(one.optimizer))
 
 
+@pytest.mark.shows("mirrored", of="all together")
 @pytest.mark.parametrize("random_start", [False, True])
 def test_the_full_stack_on_two_replicas_is_that_of_one_device(random_start, assert_equal_on_two):
     """With a random start too: each replica draws the noise its examples have on one device."""
@@ -144,3 +148,59 @@ def test_plain_keras_on_two_replicas_is_the_control(mirrored):
     _, ours, our_history = train(mirrored, "standard")
     assert our_history == history
     tf.nest.map_structure(np.testing.assert_array_equal, ours, weights)
+
+
+# A batch of 8 is two examples for each of four replicas, and the last, of 4, one: 20 examples in three steps. A batch
+# of 6 is shared as 2, 2, 2 and none, and the last, of 2, as 1, 1, none and none.
+EQUAL, UNEQUAL = 8, 6
+
+
+def shares(batch_size: int, replicas: int = 4) -> np.ndarray:
+    """Return the weight each example has in its batch where the gradient is the mean of the replicas' means.
+
+    A batch of n examples in shares of s counts each of a share as 1 / (replicas * s), where one device counts 1 / n.
+    """
+    weights = []
+    for start in range(0, len(X), batch_size):
+        count = min(batch_size, len(X) - start)
+        largest = -(-count // replicas)
+        sizes = [min(largest, count - done) for done in range(0, count, largest)]
+        weights += [count / (replicas * size) for size in sizes for _ in range(size)]
+    return np.array(weights, "float32")
+
+
+STACK = FULL | {"skip_nonfinite": {}, "adversarial": {"epsilon": 0.1, "random_start": True}}
+FOUR = [*({name: {}} for name in NAMES), STACK]
+
+
+def spec_id(spec) -> str:
+    [*names] = spec
+    return "full stack" if len(names) > 1 else names[0]
+
+
+@pytest.mark.parametrize("spec", FOUR, ids=spec_id)
+def test_four_replicas_are_one_device(spec, mirrored_four, assert_close):
+    compare(mirrored_four, assert_close, spec, batch_size=EQUAL)
+
+
+@pytest.mark.parametrize("spec", FOUR, ids=spec_id)
+def test_unequal_shares_count_alike_as_in_plain_keras(spec, mirrored_four, assert_close):
+    """One device leaves the same weights where it gives each example the weight it has in its share."""
+    model, weights, _ = train(one_device(), spec, batch_size=UNEQUAL, sample_weight=shares(UNEQUAL))
+    _, four_weights, _ = train(mirrored_four, spec, batch_size=UNEQUAL)
+    assert_close(four_weights, weights, coarsest_dtype(model))
+
+
+@pytest.mark.skipif(KERAS_3, reason="Keras 3 fails, see below")
+def test_plain_keras_on_four_replicas_with_unequal_shares_is_the_control(mirrored_four):
+    _, weights, history = train(mirrored_four, None, batch_size=UNEQUAL)
+    _, ours, our_history = train(mirrored_four, "standard", batch_size=UNEQUAL)
+    assert our_history == history
+    tf.nest.map_structure(np.testing.assert_array_equal, ours, weights)
+
+
+@pytest.mark.skipif(not KERAS_3, reason="Keras 2 can")
+def test_plain_keras_cannot_begin_with_unequal_shares(mirrored_four):
+    """So that there is no control on Keras 3: to be lifted when this fails."""
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must have the same size and shape"):
+        train(mirrored_four, None, epochs=1, batch_size=7)

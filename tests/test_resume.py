@@ -13,7 +13,10 @@ import pytest
 from backups import BATCHES, CASES, WINDOW, backing_up, backup_of, train
 from runs import assert_same
 
-pytestmark = pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning"),
+    pytest.mark.xdist_group("resume"),  # Its fixture is a run of half a minute.
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +47,11 @@ def never_stopped(case: backups.Case) -> backups.Run:
     return trained_whole(json.dumps(case.spec), case.shuffle)
 
 
-@pytest.mark.parametrize("index", range(len(CASES)), ids=case_id)
-def test_a_run_restored_from_its_backup_ends_as_one_never_stopped(index, stopped):
+@pytest.mark.shows("resumed mid-window")
+@pytest.mark.parametrize(
+    ("index", "spec"), [(index, case.spec) for index, case in enumerate(CASES)], ids=map(case_id, range(len(CASES)))
+)
+def test_a_run_restored_from_its_backup_ends_as_one_never_stopped(index, spec, stopped):
     """Weights, statistics, optimizer slots, accumulators, loss scale, counters, draws of attacks and dropout, logs."""
     resumed = train(CASES[index], backing_up(backup_of(stopped, index), CASES[index].save_freq))
     whole = never_stopped(CASES[index])

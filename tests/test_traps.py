@@ -281,6 +281,7 @@ print(*trainstep.applied(model))
 """
 
 
+@pytest.mark.shows("saved", of="all together")
 def test_a_class_made_at_run_time_loads_in_a_new_process(tmp_path):
     """Trap 18: "Could not locate class". The whole stack, saved inside a window, goes on as if never stopped."""
     spec = {

@@ -1,6 +1,6 @@
 """What the tests show of each strategy, collected while they run: `pytest --ledger FILE`.
 
-A test marked `shows("saved")` shows that of the strategy it is parametrised with. What it could not show it says as
+A test marked `shows("saved")` shows that of the strategy it is parametrised with, or of what `of` names. What it could not show it says as
 the reason of a skip, or by `record_property("instead", reason)` where a clear refusal is what was tested. The
 documentation's table is made from these files, see `docs/support.py`.
 """
@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+import trainstep
+
 _KEY = "shows"
 
 
@@ -19,14 +21,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "shows(what): the test shows this of the strategy it is parametrised with")
+    config.addinivalue_line(
+        "markers", "shows(what, of): the test shows this of the strategy it is parametrised with, or of what `of` names"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         marker = item.get_closest_marker("shows")
         if marker is not None:  # Travels with the report, from a worker of pytest-xdist too.
-            item.user_properties.append((_KEY, [_strategy_of(item), marker.args[0]]))
+            item.user_properties.append((_KEY, [marker.kwargs.get("of") or _strategy_of(item), marker.args[0]]))
 
 
 def _strategy_of(item: Any) -> str:
@@ -35,7 +39,7 @@ def _strategy_of(item: Any) -> str:
     if spec is None:
         raise pytest.UsageError(f"{item.nodeid} shows something of a strategy and is parametrised with none.")
     names = [spec] if isinstance(spec, str) else list(spec)
-    return names[0] if len(names) == 1 else "all together"
+    return names[0] if len(names) == 1 and names[0] in trainstep.names() else "all together"
 
 
 class Ledger:

@@ -1,0 +1,140 @@
+"""What one of several processes trains; without TF_CONFIG, and imported, what one process alone trains.
+
+python workers.py FOLDER first|again
+"""
+
+import json
+import os
+import pathlib
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import backups
+import keras
+import numpy as np
+import tensorflow as tf
+from catalogue import NAMES
+from nets import dense, numbers, sgd
+
+import trainstep
+
+BATCH, EPOCHS = 4, 2
+X, Y = numbers(20, 6), 3 * numbers(20, 1, seed=1)
+FULL = {
+    "adversarial": {"epsilon": 0.1, "random_start": True},
+    "gradient_accumulation": {"steps": 2},
+    "gradient_clipping": {"global_clipnorm": 0.5},
+    # At the usual scale four examples overflow together where two do not.
+    "mixed_precision": {"dtype": "float16", "initial_scale": 2.0**8},
+    "skip_nonfinite": {},
+}
+
+
+def deferred() -> keras.Model:
+    """Return a net that is built at its first batch, without randomness and without statistics per replica."""
+    return keras.Sequential([keras.layers.Dense(5, "tanh"), keras.layers.Dense(1)])
+
+
+def normalized() -> keras.Model:
+    """Return a net that is built at its first batch, with statistics of the whole batch."""
+    layers = keras.layers
+    return keras.Sequential([layers.Dense(5, "tanh"), layers.BatchNormalization(synchronized=True), layers.Dense(1)])
+
+
+class Subclassed(keras.Model):
+    """Is built at its first batch, too, and evaluates in a way of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out = keras.layers.Dense(5, "tanh"), keras.layers.Dense(1)
+
+    def call(self, x: Any) -> Any:
+        return self.out(self.hidden(x))
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        x, *rest = keras.utils.unpack_x_y_sample_weight(data)
+        return super().test_step((x + 1, *rest))
+
+
+SCENARIOS: dict[str, tuple[Callable[[], keras.Model], Any]] = {
+    **{name: (dense, name) for name in NAMES},
+    "full stack": (dense, FULL),
+    "deferred build": (deferred, {**FULL, "mixed_precision": {"dtype": "bfloat16"}}),
+    "subclassed": (Subclassed, FULL),
+}
+
+
+def train(name: str, distribution: Any, callbacks: Sequence[keras.callbacks.Callback] = ()) -> dict[str, Any]:
+    """Fit, evaluate and predict; return all there is to compare."""
+    build, spec = SCENARIOS[name]
+    keras.utils.set_random_seed(0)
+    with distribution.scope():
+        model = trainstep.apply(build(), spec)
+        model.compile(sgd(0.1, momentum=0.9), "mse", metrics=["mae"])
+    schedule = keras.callbacks.LearningRateScheduler(lambda epoch: 0.1 / (epoch + 1))
+    history = model.fit(
+        X,
+        Y,
+        batch_size=BATCH,
+        epochs=EPOCHS,
+        shuffle=False,
+        verbose=0,
+        validation_data=(X[:8] + 1, Y[:8]),
+        callbacks=[schedule, *callbacks],
+    )
+    logs = {key: list(map(float, values)) for key, values in history.history.items()}
+    logs.pop("lr", None)  # Each Keras has a name of its own for it.
+    return {
+        "logs": logs,
+        "weights": [weight.tolist() for weight in model.get_weights()],
+        "evaluate": model.evaluate(X, Y, batch_size=BATCH, verbose=0, return_dict=True),
+        "predict": model.predict(X, batch_size=BATCH, verbose=0).tolist(),
+    }
+
+
+def with_backup(folder: pathlib.Path, distribution: Any, *callbacks: keras.callbacks.Callback) -> dict[str, Any]:
+    """Train a net of deferred build with a backup after each epoch; return logs and everything a backup must hold."""
+    keras.utils.set_random_seed(0)
+    with distribution.scope():
+        model = trainstep.apply(normalized(), backups.FULL)
+        model.compile(keras.optimizers.Adam(0.01), "mse")
+    callbacks = (backups.backing_up(str(folder)), *callbacks)
+    history = model.fit(X, Y, batch_size=BATCH, epochs=3, shuffle=False, verbose=0, callbacks=list(callbacks))
+    run = backups.state_of(model, history)
+    variables = [variable.tolist() for variable in [*run.variables, *run.optimizer, *(run.state or [])]]
+    return {"logs": run.history, "variables": variables}
+
+
+def main(folder: pathlib.Path, part: str) -> None:
+    index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+    results: dict[str, Any] = {}
+    if part == "first":
+        # The recipe makes the distribution; there can be one in a process.
+        os.chdir(folder)
+        recipe = runpy.run_path("recipe.py", run_name="__main__")
+        distribution = recipe["distribution"]
+        results["recipe"] = [weight.tolist() for weight in recipe["model"].get_weights()]
+        for name in SCENARIOS:
+            callbacks: list[keras.callbacks.Callback] = []
+            if name == "deferred build":
+                callbacks = [keras.callbacks.ModelCheckpoint(str(folder / "checkpoint.keras"))]
+                if index == 0:
+                    callbacks += [
+                        keras.callbacks.CSVLogger(str(folder / "log.csv")),
+                        keras.callbacks.TensorBoard(str(folder / "board")),
+                    ]
+            results[name] = train(name, distribution, callbacks)
+        results["never stopped"] = with_backup(folder / "never", distribution)
+    else:
+        distribution = tf.distribute.MultiWorkerMirroredStrategy()
+        results["resumed"] = with_backup(folder / "backup", distribution)
+    path = folder / f"{part}-{index}.json"
+    path.write_text(json.dumps(results, default=lambda value: np.asarray(value).tolist()))
+    if part == "first":  # And one process is killed.
+        with_backup(folder / "backup", distribution, *([backups.Stop(3, backups.kill)] if index == 1 else []))
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]), sys.argv[2])
