@@ -114,7 +114,11 @@ class Position(keras.callbacks.Callback):
     def pack(self) -> bytes:
         """Return the epoch, the batches done in it, the global seed, metrics and random state."""
         arrays = {"position": np.array([self._epoch, self._batches, _seam.global_seed()], np.int64)}
-        for kind, variables in self._variables().items():
+        kinds = self._variables()
+        if self._batches == 0 or _seam.is_on_many_machines(self.model):
+            # An epoch begins with metrics anew; and on many machines to read one takes all of them, where one writes.
+            del kinds["metric"]
+        for kind, variables in kinds.items():
             arrays |= {f"{kind}_{index}": variable.numpy() for index, variable in enumerate(variables)}
         return pack(arrays)
 

@@ -32,7 +32,7 @@ def ports(count: int) -> Iterator[list[str]]:
         yield [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
 
 
-def run(arguments: Sequence[str], folder: pathlib.Path, *, workers: int = 2, timeout: float = 300) -> list[Ended]:
+def run(arguments: Sequence[str], folder: pathlib.Path, *, workers: int = 2, timeout: float = 500) -> list[Ended]:
     """Run a Python script in `workers` processes until all have ended; logs go to `folder`.
 
     Where one fails, the rest are killed soon after, as whoever runs a cluster does before it starts the job anew.

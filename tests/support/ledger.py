@@ -1,8 +1,8 @@
 """What the tests show of each strategy, collected while they run: `pytest --ledger FILE`.
 
-A test marked `shows("saved")` shows that of the strategy it is parametrised with, or of what `of` names. What it could not show it says as
-the reason of a skip, or by `record_property("instead", reason)` where a clear refusal is what was tested. The
-documentation's table is made from these files, see `docs/support.py`.
+A test marked `shows("saved")` shows that of the strategy it is parametrised with, or of what `of` names. What it could
+not show it says as the reason of a skip, or by `record_property("instead", reason)` where a clear refusal is what was
+tested. The documentation's table is made from these files, see `docs/support.py`.
 """
 
 import json
