@@ -316,7 +316,7 @@ def test_the_plan_of_one_strategy_shows_each_hook_in_which_it_acts(name, options
     """These are the hooks it overrides, less those it says it only passes through; or none, and then it says so."""
     plan = trainstep.plan(name, **options)
     shown = {stop.stage for stop in plan.stops if stop.what.startswith(f"{name}(")}
-    hooks = {"transform_batch", "compute_objective", "compute_gradients", "update_weights"}
+    hooks = set(HOOKS)
     passed = declaration(name).passes_through(declaration(name).options(**options))
     assert shown == ((hooks & set(vars(trainstep.get(name)))) - set(passed) or {"the model"})
     assert plan.time == plan.costs[name].time

@@ -237,8 +237,9 @@ def test_who_has_no_neutral_options_says_why(name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in DEFAULT_IS_NEUTRAL])
 def test_default_options_differ_from_plain_keras(name):
-    """In how they train, or in what a bad batch does to them."""
-    assert any(differs(known(workload, name), known(workload)) for workload in (everything, with_a_bad_batch))
+    """In how they train, in what a bad batch does to them, or in what is logged."""
+    pairs = [(known(workload, name), known(workload)) for workload in (everything, with_a_bad_batch)]
+    assert any(differs(ours, plain) or ours.history.keys() != plain.history.keys() for ours, plain in pairs)
 
 
 # --- 4: options -------------------------------------------------------------------------------------------------------
