@@ -14,7 +14,7 @@ from runs import assert_same, fitted, is_finite, prepared, run
 
 import trainstep
 from trainstep import composition, errors
-from trainstep.definition import strategies_of
+from trainstep.definition import HOOKS, strategies_of
 from trainstep.step import Strategy, Update
 
 pytestmark = pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning")
