@@ -147,6 +147,36 @@ def test_thousands_of_steps_without_a_gradient_leave_weights_and_state_finite(sp
         for slot in slots.values():
             for variable in slot if isinstance(slot, list) else [slot]:
                 assert np.isfinite(variable.numpy()).all()
+    if spec is FULL:  # At its cap: it doubles with every ten of the 1500 updates.
+        assert model.strategy_state["mixed_precision"]["scale"].numpy() == 2.0**24
+
+
+class Sums(keras.Model):
+    """Takes the sum of each row, and one weight times that."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = keras.layers.Dense(1)
+
+    def call(self, x):
+        return self.last(tf.reshape(tf.reduce_sum(x, axis=1), (-1, 1)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ragged_inputs_are_trained_on_as_padded_ones_or_refused(name, assert_close):
+    rows = [[1.0, 2.0], [3.0], [4.0, 5.0, 6.0], [7.0], [0.5], [0.25, 0.5]]
+    ragged = tf.ragged.constant(rows)
+    weights = []
+    for x in (ragged, ragged.to_tensor()):
+        model = prepared(name, Sums())
+        data = tf.data.Dataset.from_tensor_slices((x, np.ones((6, 1), "float32"))).batch(4)
+        if name in NEEDS_FLOATS and x is ragged:
+            with pytest.raises(errors.UnsupportedInputError, match="dense"):
+                model.fit(data, shuffle=False, verbose=0)
+            return
+        model.fit(data, shuffle=False, verbose=0)
+        weights.append(model.get_weights())
+    assert_close(*weights)
 
 
 GUARDS = {
