@@ -27,6 +27,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from trainstep import _seam, reports
@@ -35,7 +36,7 @@ from trainstep.errors import ModelConflictError, NonFiniteGradientError, NotComp
 from trainstep.gradients import Gradients, differentiate
 from trainstep.replicas import forget_traces, sum_over_replicas
 from trainstep.saving import check_format
-from trainstep.state import slots_of, state_of
+from trainstep.state import check_holds_state, slots_of, state_of
 
 # A strategy is always inherited from together with a `keras.Model`, and says so to type checkers only: at run time
 # it must come before the model's own class, whichever that is.
@@ -163,6 +164,8 @@ class Strategy(Declared, _ModelBase, root=True):
         """Train on one batch, as `keras.Model.train_step` does, through the hooks."""
         if self.optimizer is None:
             raise NotCompiledError("There is no optimizer to train with: pass `optimizer=` to `compile`.")
+        # As a traced step does by itself: run eagerly, `train_on_batch` of Keras 3 hands on NumPy arrays.
+        data = tf.nest.map_structure(lambda a: tf.convert_to_tensor(a) if isinstance(a, np.ndarray) else a, data)
         batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
         if type(self).attach_strategies is not Strategy.attach_strategies:
             _seam.ensure_built(self, batch.x)
@@ -221,6 +224,7 @@ class Strategy(Declared, _ModelBase, root=True):
         finally:
             self.attach_strategies()
         check_optimizer(type(self), self.optimizer)  # Of which only a description may have been given.
+        check_holds_state(self)
         trains = self.optimizer is not None and self.built and self.trainable_variables
         if trains and any(slots_of(type(self)).values()):
             with self.distribute_strategy.scope():

@@ -427,6 +427,15 @@ def test_eager_equals_graph(name, options, assert_close):
     assert_close(list(fitted(model, simple())), list(known(simple, name, options)), coarsest_dtype(model))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_eager_equals_graph_in_train_on_batch(name, assert_close):
+    eager, graph = prepared(simple(), name, run_eagerly=True), prepared(simple(), name)
+    for model in (eager, graph):
+        for _ in range(4):
+            model.train_on_batch(X[:BATCH], Y[:BATCH])
+    assert_close(eager.get_weights(), graph.get_weights(), coarsest_dtype(graph))
+
+
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
 def test_xla_agrees(name, options, assert_close):
     """Under XLA the step runs and agrees; where it draws random numbers they are others, the same at every run."""
