@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainstep import errors, models, strategies
 from trainstep.composition import applied, apply, model_class, remove
-from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
+from trainstep.declaration import Cost, Declaration, Report, Slot, Stage, StrategyOptions
 from trainstep.plan import Plan, describe, plan
 from trainstep.registry import get, names, register
 from trainstep.step import Batch, Evaluation, Objective, Strategy, Update
@@ -26,6 +26,7 @@ __all__ = [
     "Evaluation",
     "Objective",
     "Plan",
+    "Report",
     "Slot",
     "Stage",
     "Strategy",

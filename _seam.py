@@ -473,6 +473,17 @@ def build_optimizer(optimizer: Any, weights: Sequence[Any]) -> None:
         optimizer.build(weights)
 
 
+def holds_state(optimizer: Any) -> bool:
+    """Tell whether `optimizer` can hold variables of others, beside its own and saved along with them."""
+    # Keras 2 also takes optimizers of TensorFlow 1, in a wrapper that has neither.
+    return hasattr(optimizer, "add_variable_from_reference") or hasattr(optimizer, "add_slot")
+
+
+def is_saved_without_state(optimizer: Any) -> bool:
+    """Tell whether a `.keras` file leaves out the variables of `optimizer`, of which it holds the settings."""
+    return isinstance(optimizer, _LegacyOptimizer)  # Keras 2 saves those of new optimizers only.
+
+
 def add_optimizer_slots(optimizer: Any, weights: Sequence[Any], name: str) -> list[Any]:
     """Add to `optimizer` one variable of zeros for each of `weights`, saved along with its own."""
     if KERAS_3:

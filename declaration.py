@@ -4,7 +4,7 @@ import enum
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,6 +21,7 @@ class Stage(enum.IntEnum):
     GRADIENT = 40
     ACCUMULATION = 50
     LOSS_SCALING = 60
+    MEASURING = 65
     CENTRALIZATION = 70
     CLIPPING = 80
     NOISE = 90
@@ -60,6 +61,16 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Report:
+    """A number a strategy reports with `Strategy.record`, and what a log shows of it.
+
+    `over` is what is made of the numbers reported since the epoch began: their mean, their sum, or the last one.
+    """
+
+    over: Literal["mean", "sum", "last"] = "mean"
+
+
+@dataclass(frozen=True)
 class Declaration:
     """What a strategy says of itself; the rest of the package reads it and knows no strategy by name."""
 
@@ -81,6 +92,10 @@ class Declaration:
     """Hooks it overrides, but with these options only to hand on what it gets."""
     cost: Callable[[Any], Cost] = lambda options: Cost()
     state: Callable[[Any], Mapping[str, Slot]] = lambda options: {}
+    reports: Callable[[Any], Mapping[str, Report]] = lambda options: {}
+    """Numbers it records, by the name a log shows; strategies that report the same thing share a name."""
+    collects_reports: bool = False
+    """Whether the numbers all strategies of the model report are to be kept and logged."""
 
     def __post_init__(self) -> None:
         """Check what a slip would make silently wrong.

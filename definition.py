@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import keras
 
 from trainstep import _seam
-from trainstep.declaration import Declaration, validated_options
+from trainstep.declaration import Declaration, Report, validated_options
 from trainstep.errors import (
     ModelConflictError,
     OptimizerConflictError,
@@ -19,7 +19,10 @@ from trainstep.errors import (
 
 HOOKS = ("transform_batch", "compute_objective", "compute_gradients", "update_weights", "report_metrics")
 HOST_HOOKS = ("attach_strategies", "detach_strategies", "finish_epoch", "check_progress", "loss_scale", "check_model")
-RESERVED = (*HOOKS, *HOST_HOOKS, "strategy_options", "strategy_state", "acts_on_updates", "composes_objectives")
+RESERVED = (
+    *(*HOOKS, *HOST_HOOKS, "strategy_options", "strategy_state", "acts_on_updates", "composes_objectives"),
+    *("record", "declared_reports", "collects_reports"),
+)
 OWNED_BY_THE_ROOT = ("train_step", "fit", "train_on_batch", "compile", "__init__", "__new__")
 
 _OWN_TRAIN_STEP = (
@@ -39,6 +42,10 @@ class Declared:
     """Whether a strategy stands between the gradients and the optimizer."""
     composes_objectives: ClassVar[bool] = False
     """Whether a strategy may put the loss together from several calls of `compute_loss`."""
+    declared_reports: ClassVar[Mapping[str, Report]] = MappingProxyType({})
+    """The numbers the strategies report, by name."""
+    collects_reports: ClassVar[bool] = False
+    """Whether a strategy collects them."""
 
     def __init_subclass__(cls, *, root: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -165,3 +172,18 @@ def _define_model(cls: Any) -> None:
         for hook in hooks_used(strategy, cls.strategy_options[strategy.declaration.name]):
             cls.acts_on_updates |= hook == "update_weights"
             cls.composes_objectives |= hook in ("compute_objective", "compute_gradients")
+    cls.collects_reports = any(strategy.declaration.collects_reports for strategy in strategies)
+    cls.declared_reports = MappingProxyType(_reports_of(cls, strategies))
+
+
+def _reports_of(cls: Any, strategies: list[Any]) -> dict[str, Report]:
+    found: dict[str, Report] = {}
+    for strategy in strategies:
+        name = strategy.declaration.name
+        for key, report in strategy.declaration.reports(cls.strategy_options[name]).items():
+            if found.setdefault(key, report) != report:
+                raise StrategyDefinitionError(
+                    f"{name!r} reports {key!r} over {report.over!r}, and another strategy of {cls.__name__} over "
+                    f"{found[key].over!r}: one of them needs another name for it."
+                )
+    return found

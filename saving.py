@@ -7,11 +7,13 @@ run time; options are data, checked on the way in like any others.
 
 import inspect
 import json
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
 
+from trainstep import _seam
 from trainstep.errors import SavingError, TrainstepError
 
 if TYPE_CHECKING:
@@ -51,6 +53,13 @@ class Saved(Strategy if TYPE_CHECKING else object):
             SavingError: the path does not end in `.keras`.
         """
         check_format(self, inspect.signature(super().save).bind(*args, **kwargs).arguments)
+        if _seam.is_saved_without_state(getattr(self, "optimizer", None)):
+            warnings.warn(
+                f"Keras does not save the variables of {type(self.optimizer).__name__}, a legacy optimizer, in a "
+                "'.keras' file: its slots and the state of strategies start anew when it is loaded. To keep them, use "
+                "tf.train.Checkpoint(model=model, optimizer=model.optimizer).",
+                stacklevel=2,
+            )
         return super().save(*args, **kwargs)
 
     def to_json(self, **kwargs: Any) -> str:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from trainstep import _seam
 from trainstep.declaration import Slot
 from trainstep.definition import strategies_of
-from trainstep.errors import ModelConflictError, NotCompiledError
+from trainstep.errors import ModelConflictError, NotCompiledError, OptimizerConflictError
 
 _STATES: "weakref.WeakKeyDictionary[Any, _State]" = weakref.WeakKeyDictionary()
 
@@ -70,6 +70,19 @@ def slots_of(cls: Any) -> dict[str, Mapping[str, Slot]]:
         strategy.declaration.name: strategy.declaration.state(cls.strategy_options[strategy.declaration.name])
         for strategy in strategies_of(cls)
     }
+
+
+def check_holds_state(model: Any) -> None:
+    """Raise `OptimizerConflictError` where a strategy of `model` keeps state and its optimizer can hold none."""
+    if model.optimizer is None or _seam.holds_state(model.optimizer):
+        return
+    keeping = [name for name, slots in slots_of(type(model)).items() if slots]
+    if keeping:
+        raise OptimizerConflictError(
+            f"The optimizer {type(model.optimizer).__name__} cannot hold the state of "
+            f"{', '.join(map(repr, keeping))}: it has neither `add_variable_from_reference` nor `add_slot`. "
+            "Compile with a keras.optimizers.Optimizer."
+        )
 
 
 def _create_missing(model: Any, state: _State) -> None:

@@ -23,7 +23,7 @@ import functools
 import inspect
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
@@ -31,14 +31,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainstep import _seam, errors
+from trainstep import _seam, errors, reports
 from trainstep.definition import Declared, check_attributes, check_optimizer
-from trainstep.errors import ModelConflictError, NonFiniteGradientError, NotCompiledError, TrainstepError
+from trainstep.errors import (
+    ModelConflictError,
+    NonFiniteGradientError,
+    NotCompiledError,
+    StrategyDefinitionError,
+    TrainstepError,
+)
 from trainstep.gradients import Gradients, differentiate
 from trainstep.replicas import check_distribution, forget_traces, sum_over_replicas
 from trainstep.resuming import resumable
 from trainstep.saving import check_format
-from trainstep.state import slots_of, state_of
+from trainstep.state import check_holds_state, slots_of, state_of
 
 # A strategy is always inherited from together with a `keras.Model`, and says so to type checkers only: at run time
 # it must come before the model's own class, whichever that is.
@@ -118,7 +124,23 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
 
     def report_metrics(self, batch: Batch, evaluation: Evaluation) -> dict[str, Any]:
         """Update the metrics and return their values by name."""
-        return self.compute_metrics(batch.x, batch.y, evaluation.y_pred, batch.sample_weight)
+        logs = self.compute_metrics(batch.x, batch.y, evaluation.y_pred, batch.sample_weight)
+        return {**logs, **reports.results(self)} if type(self).collects_reports else logs
+
+    @final
+    def record(self, name: str, value: Callable[[], Any]) -> None:
+        """Report a number, a scalar that is the same on every replica, under a `name` declared in `reports`.
+
+        `value` is called only where a strategy of the model collects reports: elsewhere it costs nothing.
+        """
+        if name not in type(self).declared_reports:
+            raise StrategyDefinitionError(
+                f"{name!r} is recorded, and no strategy declares it: write `reports=lambda options: "
+                f"{{{name!r}: Report(...)}}` in the declaration."
+            )
+        for tally in reports.tallies(self):
+            if tally.name == name:
+                tally.add(value())
 
     def loss_scale(self) -> tf.Tensor | None:
         """Return the factor by which losses are multiplied before, and gradients divided after, a backward pass."""
@@ -179,6 +201,23 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
 
     # --- What wraps Keras's own entry points ---
 
+    @property
+    def metrics(self) -> list[Any]:
+        """The metrics of the model, and while it is trained the numbers its strategies report."""
+        return [*super().metrics, *reports.shown(self)]
+
+    @functools.wraps(keras.Model.make_train_function)
+    def make_train_function(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the function that trains, as Keras does, and before it what it reports into."""
+        reports.prepare(self)
+        return super().make_train_function(*args, **kwargs)
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate as Keras does: what is reported of updates is no part of it."""
+        with reports.training(self, active=False):
+            return super().evaluate(*args, **kwargs)
+
     @functools.wraps(keras.Model.compile)
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile as Keras does, and refuse an optimizer that does again what a strategy does."""
@@ -193,6 +232,7 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
         finally:
             self.attach_strategies()
         check_optimizer(type(self), self.optimizer)  # Of which only a description may have been given.
+        check_holds_state(self)
         _make_state(self)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -220,12 +260,12 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
         with resumable(self, [_EpochEnd(), *listed], {**bound.arguments, **arguments}) as all_callbacks:
             if not given:
                 arguments["callbacks"] = all_callbacks
-                with _explained_errors():
+                with _explained_errors(), reports.training(self):
                     return super().fit(*bound.args, **bound.kwargs)
             callbacks.callbacks[:] = all_callbacks  # Keras 3 has no method for it.
             callbacks.set_model(self)
             try:
-                with _explained_errors():
+                with _explained_errors(), reports.training(self):
                     return super().fit(*bound.args, **bound.kwargs)
             finally:
                 callbacks.callbacks[:] = listed
@@ -233,7 +273,7 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Train on one batch as Keras does."""
-        with _explained_errors():
+        with _explained_errors(), reports.training(self):
             logs = super().train_on_batch(*args, **kwargs)
         self.check_progress()
         return logs
@@ -280,8 +320,10 @@ class _EpochEnd(keras.callbacks.Callback):
         self._finish()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        del epoch, logs
+        del epoch
         self._finish()
+        if logs is not None:  # Keras took them before the epoch was finished.
+            logs.update({name: float(value) for name, value in reports.results(self.model).items()})
 
     def _finish(self) -> None:
         if self._open:

@@ -86,11 +86,11 @@ class GradientAccumulation(Strategy):
             super().update_weights(update)
             return
         state, hand_on = self.strategy_state["gradient_accumulation"], super().update_weights
-        weight = update.samples if options.weighting == "samples" else tf.ones(())
+        weight = update.samples if options.weighting == "samples" else tf.ones(())  # Summed: samples, or count.
         present = _present[self] = [gradient is not None for gradient in update.gradients]
         pairs = zip(state["gradients"], update.gradients, strict=True)
         add_scaled([(total, dense(gradient)) for total, gradient in pairs if gradient is not None], weight)
-        assign_add([(state["samples"], weight), (state["count"], 1)])
+        assign_add([(state["samples"], update.samples), (state["count"], 1)])
 
         # Functions with names: AutoGraph, which Keras 2 uses, cannot tell two lambdas in one line apart.
         def apply() -> None:
@@ -114,9 +114,11 @@ class GradientAccumulation(Strategy):
     def _apply_window(self, present: list[bool], hand_on: Callable[[Update], None]) -> None:
         options, state = self.strategy_options["gradient_accumulation"], self.strategy_state["gradient_accumulation"]
         samples, count = tf.convert_to_tensor(state["samples"]), tf.convert_to_tensor(state["count"])
-        factor = tf.math.divide_no_nan(1.0, samples)  # A window may hold nothing but masked entries.
+        batches = tf.cast(count, tf.float32)
+        # A window may hold nothing but masked entries.
+        factor = tf.math.divide_no_nan(1.0, samples if options.weighting == "samples" else batches)
         if options.reduction == "sum":
-            factor *= tf.cast(count, tf.float32)
+            factor *= batches
         sums = [
             tf.convert_to_tensor(total) if there else None
             for total, there in zip(state["gradients"], present, strict=True)

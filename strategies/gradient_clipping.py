@@ -17,7 +17,7 @@ import math
 import tensorflow as tf
 from pydantic import Field, model_validator
 
-from trainstep.declaration import Cost, Declaration, Stage, StrategyOptions
+from trainstep.declaration import Cost, Declaration, Report, Stage, StrategyOptions
 from trainstep.gradients import Gradients, dense, scale
 from trainstep.registry import register
 from trainstep.step import Strategy, Update
@@ -83,6 +83,12 @@ def clip(gradients: Gradients, options: GradientClippingOptions) -> Gradients:
     return [None if gradient is None else clip_by_value(gradient, bound) for gradient in gradients]
 
 
+def differs(clipped: Gradients, gradients: Gradients) -> tf.Tensor:
+    """Return whether clipping changed any entry of `gradients`, a boolean scalar."""
+    pairs = zip(clipped, gradients, strict=True)
+    return tf.reduce_any([tf.reduce_any(one != dense(other)) for one, other in pairs if other is not None])
+
+
 @register
 class GradientClipping(Strategy):
     """Clips just before the optimizer, so that neither accumulation nor an ascent sees a clipped gradient."""
@@ -101,8 +107,15 @@ class GradientClipping(Strategy):
         },
         passes_through=lambda options: ("update_weights",) if math.isinf(bound_of(options)[1]) else (),
         cost=lambda options: Cost(time=1.0, memory="none: one pass over the gradients"),
+        reports=lambda options: (
+            {} if math.isinf(bound_of(options)[1]) else {"clipped_gradient_norm": Report(), "clipped": Report()}
+        ),
     )
 
     def update_weights(self, update: Update) -> None:
         options = self.strategy_options["gradient_clipping"]
-        super().update_weights(update._replace(gradients=clip(update.gradients, options)))
+        clipped = clip(update.gradients, options)
+        if not math.isinf(bound_of(options)[1]):
+            self.record("clipped_gradient_norm", lambda: tf.linalg.global_norm(clipped))
+            self.record("clipped", lambda: differs(clipped, update.gradients))
+        super().update_weights(update._replace(gradients=clipped))

@@ -19,11 +19,11 @@ from typing import Any, Literal
 import tensorflow as tf
 from pydantic import Field, field_validator, model_validator
 
-from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
+from trainstep.declaration import Cost, Declaration, Report, Slot, Stage, StrategyOptions
 from trainstep.gradients import all_finite
 from trainstep.registry import register
 from trainstep.replicas import assign, conditional
-from trainstep.step import Strategy, Update
+from trainstep.step import Batch, Evaluation, Strategy, Update
 from trainstep.strategies import _dtype_policies, _skips
 
 _ADVICE = "Keep the strategy, whose scale has a floor and a cap, and pass the plain optimizer, without its own scaling."
@@ -91,7 +91,7 @@ class MixedPrecision(Strategy):
         neutral=None,
         why_not_neutral="every setting computes in 16 bits; not to apply it is the null option",
         replaces={"LossScaleOptimizer": _ADVICE, "loss_scale_factor": _ADVICE},
-        passes_through=lambda options: () if options.dtype == "float16" else ("update_weights",),
+        passes_through=lambda options: () if options.dtype == "float16" else ("update_weights", "report_metrics"),
         cost=lambda options: Cost(
             time=1.0, memory="activations in half the bytes", batch_norm="none: statistics are kept in float32"
         ),
@@ -101,6 +101,11 @@ class MixedPrecision(Strategy):
                 "finite_steps": Slot(dtype="int32"),
                 "skips": Slot(dtype="int32"),
             }
+            if options.dtype == "float16"
+            else {}
+        ),
+        reports=lambda options: (
+            {"loss_scale": Report(over="last"), "skipped_updates": Report(over="sum")}
             if options.dtype == "float16"
             else {}
         ),
@@ -138,11 +143,18 @@ class MixedPrecision(Strategy):
 
         def skip(update: Update) -> None:
             del update
+            self.record("skipped_updates", lambda: tf.ones(()))
             record(
                 tf.constant(0), _skips.after_skip(state["skips"], options.max_consecutive_skips, _explanation(options))
             )
 
         conditional(all_finite(update.gradients), apply, skip, (update,))
+
+    def report_metrics(self, batch: Batch, evaluation: Evaluation) -> dict[str, Any]:
+        state = self.strategy_state["mixed_precision"]
+        if state:
+            self.record("loss_scale", lambda: tf.convert_to_tensor(state["scale"]))
+        return super().report_metrics(batch, evaluation)
 
     def check_progress(self) -> None:
         super().check_progress()

@@ -16,7 +16,7 @@ import tensorflow as tf
 from pydantic import Field
 
 from trainstep import _seam
-from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
+from trainstep.declaration import Cost, Declaration, Report, Slot, Stage, StrategyOptions
 from trainstep.gradients import all_finite
 from trainstep.registry import register
 from trainstep.replicas import assign, conditional
@@ -72,6 +72,7 @@ class SkipNonfinite(Strategy):
             batch_norm="a statistic that a batch made NaN or infinite goes back to what it was before",
         ),
         state=lambda options: {"skips": Slot(dtype="int32")},
+        reports=lambda options: {"skipped_updates": Report(over="sum")},
     )
 
     def compute_gradients(self, batch: Batch) -> Evaluation:
@@ -93,6 +94,7 @@ class SkipNonfinite(Strategy):
 
         def skip(update: Update) -> None:
             del update
+            self.record("skipped_updates", lambda: tf.ones(()))
             assign([(skips, _skips.after_skip(skips, options.limit, _explanation(options)))])
 
         conditional(all_finite(update.gradients), apply, skip, (update,))

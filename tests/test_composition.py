@@ -14,7 +14,7 @@ from runs import assert_same, fitted, is_finite, prepared, run
 
 import trainstep
 from trainstep import composition, errors
-from trainstep.definition import strategies_of
+from trainstep.definition import HOOKS, strategies_of
 from trainstep.step import Strategy, Update
 
 pytestmark = pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning")
@@ -326,7 +326,7 @@ def test_the_plan_of_one_strategy_shows_each_hook_in_which_it_acts(name, options
     """These are the hooks it overrides, less those it says it only passes through; or none, and then it says so."""
     plan = trainstep.plan(name, **options)
     shown = {stop.stage for stop in plan.stops if stop.what.startswith(f"{name}(")}
-    hooks = {"transform_batch", "compute_objective", "compute_gradients", "update_weights"}
+    hooks = set(HOOKS)
     passed = declaration(name).passes_through(declaration(name).options(**options))
     assert shown == ((hooks & set(vars(trainstep.get(name)))) - set(passed) or {"the model"})
     assert plan.time == plan.costs[name].time

@@ -237,8 +237,9 @@ def test_who_has_no_neutral_options_says_why(name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in DEFAULT_IS_NEUTRAL])
 def test_default_options_differ_from_plain_keras(name):
-    """In how they train, or in what a bad batch does to them."""
-    assert any(differs(known(workload, name), known(workload)) for workload in (everything, with_a_bad_batch))
+    """In how they train, in what a bad batch does to them, or in what is logged."""
+    pairs = [(known(workload, name), known(workload)) for workload in (everything, with_a_bad_batch)]
+    assert any(differs(ours, plain) or ours.history.keys() != plain.history.keys() for ours, plain in pairs)
 
 
 # --- 4: options -------------------------------------------------------------------------------------------------------
@@ -424,6 +425,15 @@ def test_the_second_epoch_traces_nothing(name):
 def test_eager_equals_graph(name, options, assert_close):
     model = prepared(simple(), name, options, run_eagerly=True)
     assert_close(list(fitted(model, simple())), list(known(simple, name, options)), coarsest_dtype(model))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_eager_equals_graph_in_train_on_batch(name, assert_close):
+    eager, graph = prepared(simple(), name, run_eagerly=True), prepared(simple(), name)
+    for model in (eager, graph):
+        for _ in range(4):
+            model.train_on_batch(X[:BATCH], Y[:BATCH])
+    assert_close(eager.get_weights(), graph.get_weights(), coarsest_dtype(graph))
 
 
 @pytest.mark.shows("XLA")

@@ -6,6 +6,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from catalogue import NAMES, NEUTRAL, declaration
 from nets import Workload, X, Y, dense
 from runs import assert_same, fitted, is_finite, optimizer_variables, prepared, run
@@ -166,6 +167,173 @@ def test_losses_and_metrics_of_addons_are_used(tfa):
         result = run(made, name)
         assert is_finite(result)
         assert "r_square" in result.history
+
+
+# --- Oracles: what Keras and tensorflow-addons do themselves ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("bound", [{"clipnorm": 0.3}, {"global_clipnorm": 0.5}, {"clipvalue": 0.05}], ids=str)
+@pytest.mark.parametrize("optimizer", ["momentum", "Adam", "AdamW"])
+def test_clipping_is_the_flag_of_the_optimizer(optimizer, bound, assert_close):
+    def made(**flags):
+        if optimizer == "momentum":
+            return keras.optimizers.SGD(0.1, momentum=0.9, **flags)
+        return getattr(keras.optimizers, optimizer)(0.05, **flags)
+
+    oracle = run(workload(lambda: made(**bound)))
+    ours = run(workload(made), "gradient_clipping", bound)
+    assert_close([ours.variables, ours.optimizer, ours.history], [oracle.variables, oracle.optimizer, oracle.history])
+
+
+@needs_addons
+@pytest.mark.parametrize("bound", [{"clipnorm": 0.3}, {"clipvalue": 0.05}], ids=str)
+@pytest.mark.parametrize("optimizer", ["LAMB", "RectifiedAdam"])
+def test_clipping_is_the_flag_of_an_optimizer_of_addons(optimizer, bound, tfa, assert_close):
+    def made(**flags):
+        return getattr(tfa.optimizers, optimizer)(0.05, **flags)
+
+    oracle, ours = run(workload(lambda: made(**bound))), run(workload(made), "gradient_clipping", bound)
+    assert_close([ours.variables, ours.optimizer], [oracle.variables, oracle.optimizer])
+
+
+def under_float16() -> keras.Model:
+    """Return the net of `dense` as Keras mixes its precision: float16, and float32 in the last layer."""
+    half, last = keras.layers.Dense(5, "tanh", dtype="mixed_float16"), keras.layers.Dense(1, dtype="float32")
+    return keras.Sequential([keras.Input((6,)), half, last])
+
+
+@pytest.mark.parametrize("make", [lambda: keras.optimizers.SGD(0.1, momentum=0.9), lambda: keras.optimizers.Adam(0.05)],
+                         ids=["momentum", "Adam"])  # fmt: skip
+def test_mixed_precision_is_the_loss_scale_optimizer_where_nothing_overflows(make, assert_close):
+    """The same scale, never moved: in 12 updates, all finite, it neither halves nor doubles."""
+    scale = 2.0**10
+
+    def wrapped():
+        return keras.mixed_precision.LossScaleOptimizer(make(), initial_scale=scale)
+
+    if not hasattr(keras.mixed_precision, "LossScaleOptimizer"):  # Keras 3 has moved it.
+
+        def wrapped():
+            return keras.optimizers.LossScaleOptimizer(make(), initial_scale=scale)
+
+    oracle = run(Workload(under_float16, X, Y, lambda: {"optimizer": wrapped(), "loss": "mse"}))
+    ours = prepared(workload(make), "mixed_precision", {"dtype": "float16", "initial_scale": scale})
+    result = fitted(ours, workload(make))
+    assert ours.strategy_state["mixed_precision"]["scale"].numpy() == scale
+    # One rounding in float16 here or there: as far as that goes.
+    assert_close([result.variables, result.history], [oracle.variables, oracle.history], "float16")
+
+
+def lambs() -> dict:
+    """Return LAMB, of Keras 3; that of addons is among `ADDONS`."""
+    return {"Lamb": lambda: keras.optimizers.Lamb(0.05)} if hasattr(keras.optimizers, "Lamb") else {}
+
+
+BIG = {
+    "SGD": lambda: keras.optimizers.SGD(0.1),
+    "momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+    "Adam": lambda: keras.optimizers.Adam(0.05),
+    **lambs(),
+}
+
+
+@pytest.mark.parametrize("optimizer", BIG)
+def test_accumulation_is_the_big_batch(optimizer, assert_close):
+    small = run(workload(BIG[optimizer]), "gradient_accumulation", {"steps": 4})
+    big = run(workload(BIG[optimizer]), fit={"batch_size": 16})
+    assert_close(small.variables, big.variables)
+    assert_close(small.optimizer[: len(big.optimizer)], big.optimizer)
+
+
+# --- State ------------------------------------------------------------------------------------------------------------
+
+
+def of_the_old_kind(name, tfa):
+    return getattr(keras.optimizers.legacy, name)(**LEGACY[name]) if name in LEGACY else ADDONS[name](tfa)
+
+
+STATEFUL = {
+    "gradient_accumulation": {"steps": 4},
+    "mixed_precision": {"dtype": "float16", "growth_interval": 2, "initial_scale": 2.0**8},
+    "skip_nonfinite": {},
+}
+FULL_STATE = {**STATEFUL, "gradient_clipping": {}, "diagnostics": {}}
+
+
+def test_every_strategy_with_state_is_saved_with_these_optimizers():
+    keeping = {
+        name
+        for name in NAMES
+        if any(declaration(name).state(made) for made in [declaration(name).options(**STATEFUL.get(name, {}))])
+    }
+    assert keeping == set(STATEFUL)
+
+
+def by_batch(model, starts) -> None:
+    for start in starts:
+        model.train_on_batch(X[start : start + 4], Y[start : start + 4])
+
+
+@needs_addons
+@pytest.mark.parametrize("optimizer", [*LEGACY, *ADDONS])
+@pytest.mark.parametrize("spec", [{"gradient_accumulation": {"steps": 4}}, FULL_STATE], ids="+".join)
+def test_a_checkpoint_in_the_middle_of_a_window_goes_on_as_if_never_stopped(spec, optimizer, tfa, tmp_path):
+    made = workload(lambda: of_the_old_kind(optimizer, tfa))
+    whole, stopped, restored = [prepared(made, spec) for _ in range(3)]
+    by_batch(whole, range(0, 20, 2))
+    by_batch(stopped, range(0, 10, 2))
+    path = tf.train.Checkpoint(model=stopped, optimizer=stopped.optimizer).save(str(tmp_path / "state"))
+    tf.train.Checkpoint(model=restored, optimizer=restored.optimizer).restore(path).assert_existing_objects_matched()
+    by_batch(restored, range(10, 20, 2))
+    tf.nest.map_structure(np.testing.assert_array_equal, restored.get_weights(), whole.get_weights())
+    tf.nest.map_structure(
+        np.testing.assert_array_equal, optimizer_variables(restored.optimizer), optimizer_variables(whole.optimizer)
+    )
+
+
+@needs_addons
+@pytest.mark.parametrize("optimizer", [*LEGACY, *ADDONS])
+def test_a_keras_file_warns_that_it_holds_no_state_of_such_an_optimizer(optimizer, tfa, tmp_path):
+    """Plain Keras 2 drops the slots in silence. Weights and strategies are there, and training goes on."""
+    made = workload(lambda: of_the_old_kind(optimizer, tfa))
+    model = prepared(made, FULL_STATE)
+    by_batch(model, range(0, 10, 2))
+    with pytest.warns(UserWarning, match=r"does not save the variables of .*, a legacy optimizer.*tf.train.Checkpoint"):
+        model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert trainstep.applied(loaded) == trainstep.applied(model)
+    tf.nest.map_structure(np.testing.assert_array_equal, loaded.get_weights(), model.get_weights())
+    assert loaded.strategy_state["gradient_accumulation"]["count"].numpy() == 0
+    assert is_finite(fitted(loaded, made))
+
+
+@needs_legacy
+def test_an_optimizer_that_can_hold_no_state_is_refused_by_compile():
+    """Keras 2 takes the optimizers of TensorFlow 1; what needs no state trains with them."""
+    made = workload(lambda: tf.compat.v1.train.GradientDescentOptimizer(0.1))
+    for name in NAMES:
+        if name in STATEFUL:
+            with pytest.raises(
+                trainstep.errors.OptimizerConflictError, match=f"TFOptimizer cannot hold the state of '{name}'"
+            ):
+                prepared(made, name, STATEFUL[name])
+        else:
+            prepared(made, name)
+    model = prepared(made, "gradient_clipping")
+    assert model.train_on_batch(X, Y) > model.train_on_batch(X, Y)
+
+
+class Neither:
+    """What is no optimizer at all."""
+
+    def apply_gradients(self, grads_and_vars):
+        del grads_and_vars
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_optimizer_is_refused_by_compile(name):
+    with pytest.raises(ValueError, match="Could not interpret optimizer identifier"):
+        prepared(workload(Neither), name)
 
 
 def test_the_optimizers_own_variables_come_first():

@@ -1,0 +1,231 @@
+"""What a file keeps, who can read it, and what is said to who cannot."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from catalogue import NAMES, VARIANTS, registered, variant_id
+from nets import BATCH, Workload, X, Y, dense
+from runs import fitted, optimizer_variables, prepared
+
+import trainstep
+from trainstep import errors
+
+pytestmark = pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning")
+
+WORKLOAD = Workload(dense, X, Y, lambda: {"optimizer": keras.optimizers.Adam(0.01), "loss": "mse"})
+
+# Keras 3 saves the optimizer with the weights, and says so where that of the other model is not the same, or not built.
+loads_weights_alone = pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer:UserWarning")
+
+
+def by_batch(model, starts) -> None:
+    for start in starts:
+        model.train_on_batch(X[start : start + BATCH], Y[start : start + BATCH])
+
+
+def assert_alike(one, other) -> None:
+    tf.nest.map_structure(np.testing.assert_array_equal, one.get_weights(), other.get_weights())
+    tf.nest.map_structure(
+        np.testing.assert_array_equal, optimizer_variables(one.optimizer), optimizer_variables(other.optimizer)
+    )
+
+
+LOADS = """
+import sys, trainstep, keras, numpy as np
+folder = sys.argv[1]
+x, y = np.load(folder + "/x.npy"), np.load(folder + "/y.npy")
+for index in range(int(sys.argv[2])):
+    model = keras.models.load_model(f"{folder}/{index}.keras")
+    for start in range(10, 20, 2):
+        model.train_on_batch(x[start:start + 4], y[start:start + 4])
+    np.savez(f"{folder}/{index}.npz", *model.get_weights())
+"""
+
+
+def test_every_strategy_loads_in_a_new_process_that_imports_trainstep_and_trains_on(tmp_path):
+    """After five batches, in the middle of a window; the other process makes it ten, as if it had never stopped."""
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "y.npy", Y)
+    # Eagerly, here and there: ten steps are less work than to trace them once.
+    models = [prepared(WORKLOAD, name, options, run_eagerly=True) for name, options in VARIANTS]
+    for index, model in enumerate(models):
+        by_batch(model, range(0, 10, 2))
+        model.save(tmp_path / f"{index}.keras")
+        by_batch(model, range(10, 20, 2))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LOADS, str(tmp_path), str(len(models))],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for index, (model, variant) in enumerate(zip(models, VARIANTS, strict=True)):
+        found = np.load(tmp_path / f"{index}.npz")
+        for key, expected in zip(found.files, model.get_weights(), strict=True):
+            np.testing.assert_array_equal(found[key], expected, err_msg=str(variant))
+
+
+@loads_weights_alone
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_checkpoint_holds_all_or_the_weights(name, tmp_path):
+    model = prepared(WORKLOAD, name)
+    full = keras.callbacks.ModelCheckpoint(str(tmp_path / "full.keras"))
+    weights = keras.callbacks.ModelCheckpoint(str(tmp_path / "only.weights.h5"), save_weights_only=True)
+    fitted(model, WORKLOAD, epochs=1, callbacks=[full, weights])
+    loaded = keras.models.load_model(tmp_path / "full.keras")
+    assert trainstep.applied(loaded) == trainstep.applied(model)
+    assert_alike(loaded, model)
+    another = prepared(WORKLOAD, name)
+    another.load_weights(tmp_path / "only.weights.h5")
+    tf.nest.map_structure(np.testing.assert_array_equal, another.get_weights(), model.get_weights())
+    fitted(another, WORKLOAD, epochs=1)
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
+def test_a_checkpoint_of_tensorflow_holds_weights_and_state(name, options, tmp_path):
+    stopped, restored = prepared(WORKLOAD, name, options), prepared(WORKLOAD, name, options)
+    by_batch(stopped, range(0, 10, 2))
+    path = tf.train.Checkpoint(model=stopped, optimizer=stopped.optimizer).save(str(tmp_path / "state"))
+    tf.train.Checkpoint(model=restored, optimizer=restored.optimizer).restore(path).assert_existing_objects_matched()
+    for model in (stopped, restored):
+        by_batch(model, range(10, 20, 2))
+    assert_alike(restored, stopped)
+
+
+def functional_net() -> keras.Model:
+    x = keras.Input((6,))
+    return keras.Model(x, keras.layers.Dense(1)(keras.layers.Dense(5, "tanh")(x)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_clone_of_a_functional_model_has_the_strategies_and_not_their_state_and_that_of_a_sequential_neither(name):
+    model = trainstep.apply(functional_net(), name)
+    model.compile("adam", "mse")
+    by_batch(model, range(0, 10, 2))
+    clone = keras.models.clone_model(model)
+    assert trainstep.applied(clone) == trainstep.applied(model)
+    if getattr(clone, "optimizer", None) is not None:  # Keras 3 compiles it, with a new optimizer.
+        assert clone.optimizer is not model.optimizer
+        assert int(clone.optimizer.iterations.numpy()) == 0
+    sequential = prepared(WORKLOAD, name)
+    assert trainstep.applied(keras.models.clone_model(sequential)) == {}
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
+def test_a_config_is_data_and_makes_the_same_model_again(name, options):
+    model = prepared(WORKLOAD, name, options)
+    config = model.get_config()
+    assert config["schema"] == 1
+    assert list(config["strategies"]) == [name]
+    again = type(model).from_config(json.loads(json.dumps(config)))
+    assert trainstep.applied(again) == trainstep.applied(model)
+    assert json.dumps(again.get_config(), sort_keys=True) == json.dumps(config, sort_keys=True)
+
+
+# --- Files that cannot be read ----------------------------------------------------------------------------------------
+
+
+def edited(path, change) -> str:
+    """Return the path of a copy of the file `path` whose config has gone through `change`."""
+    out = str(path).replace(".keras", "_edited.keras")
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(out, "w") as target:
+        for entry in source.namelist():
+            content = source.read(entry)
+            if entry == "config.json":
+                config = json.loads(content)
+                change(config["config"])
+                content = json.dumps(config).encode()
+            target.writestr(entry, content)
+    return out
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = prepared(WORKLOAD, {"gradient_accumulation": {"steps": 2}, "gradient_clipping": {}})
+    fitted(model, WORKLOAD, epochs=1)
+    model.save(tmp_path / "model.keras")
+    model.save_weights(tmp_path / "model.weights.h5")
+    return tmp_path / "model.keras"
+
+
+PLAIN = "build the plain model in code and load the weights alone, with `load_weights`"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (lambda c: c.update(schema=2), errors.SavingError, r"in schema 2, and this version of trainstep reads 1"),
+        (lambda c: c.pop("schema"), errors.SavingError, "in schema None"),
+        (lambda c: c["strategies"].update(no_such={}), errors.UnknownStrategyError, "Unknown strategy 'no_such'"),
+        (lambda c: c["strategies"]["gradient_clipping"].update(bound=1), errors.InvalidOptionsError,
+         "gradient_clipping: unknown option 'bound'"),
+        (lambda c: c["strategies"]["gradient_accumulation"].update(steps=0), errors.InvalidOptionsError, "Given: 0"),
+    ],
+    ids=["a later schema", "no schema", "an unknown strategy", "an unknown option", "a wrong value"],
+)  # fmt: skip
+def test_a_file_that_cannot_be_read_is_an_error_that_names_the_reason_and_the_way_out(change, error, said, saved):
+    with pytest.raises(error, match=said) as caught:
+        keras.models.load_model(edited(saved, change))
+    assert PLAIN in str(caught.value)
+
+
+@loads_weights_alone
+def test_the_way_out_that_these_errors_name_works(saved):
+    plain = prepared(WORKLOAD)
+    plain.load_weights(str(saved).replace(".keras", ".weights.h5"))
+    np.testing.assert_array_equal(plain.predict(X, verbose=0), keras.models.load_model(saved).predict(X, verbose=0))
+
+
+def test_a_strategy_of_others_that_is_not_there_is_named_and_loads_once_it_is(tmp_path):
+    class Theirs(trainstep.Strategy):
+        declaration = trainstep.Declaration("theirs", trainstep.Stage.REPORT, "Does nothing.", "", neutral={})
+
+    with registered(Theirs):
+        model = prepared(WORKLOAD, "theirs")
+        fitted(model, WORKLOAD, epochs=1)
+        model.save(tmp_path / "model.keras")
+    with pytest.raises(errors.UnknownStrategyError, match=r"'theirs'.*The file asks for the strategies theirs\."):
+        keras.models.load_model(tmp_path / "model.keras")
+    with registered(Theirs):
+        assert list(trainstep.applied(keras.models.load_model(tmp_path / "model.keras"))) == ["theirs"]
+
+
+@pytest.mark.parametrize(
+    "code", ["__import__('os').mkdir(r'{}')", "import os; os.mkdir(r'{}')"], ids=["expression", "statement"]
+)
+def test_nothing_in_a_file_is_run_as_code(code, saved, tmp_path):
+    code = code.format(tmp_path / "made")
+    for change in (
+        lambda c: c["strategies"].update({code: {}}),
+        lambda c: c["strategies"]["gradient_accumulation"].update(steps=code),
+        lambda c: c["strategies"]["gradient_accumulation"].update({code: 1}),
+        lambda c: c.update(schema=code),
+    ):
+        with pytest.raises(errors.TrainstepError):
+            keras.models.load_model(edited(saved, change))
+    assert not (tmp_path / "made").exists()
+
+
+# --- Fitting again ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_learning_rate_set_between_fits_takes_effect_and_no_state_is_lost(name):
+    model = prepared(WORKLOAD, name)
+    fitted(model, WORKLOAD, epochs=1)
+    before = optimizer_variables(model.optimizer), model.get_weights()
+    model.optimizer.learning_rate = 0.0
+    fitted(model, WORKLOAD, epochs=1)
+    trainable = {id(weight) for weight in model.trainable_weights}
+    for weight, then in zip(model.weights, before[1], strict=True):
+        if id(weight) in trainable:
+            np.testing.assert_array_equal(weight.numpy(), then)
+    assert len(optimizer_variables(model.optimizer)) == len(before[0])
+    model.optimizer.learning_rate = 0.01
+    fitted(model, WORKLOAD, epochs=1)
+    assert not np.array_equal(model.get_weights()[0], before[1][0])
