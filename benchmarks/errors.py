@@ -23,5 +23,17 @@ class MissingDataError(TrainstepError):
     """The data of a workload are not on this machine and cannot be downloaded."""
 
 
+class StoreError(TrainstepError):
+    """A file is no store of results, is one of a newer version, or cannot be written."""
+
+
+class WorkerDiedError(RuntimeError):
+    """The process of a run ended before the run did. Recorded as the reason in a result, not raised to the user."""
+
+
+class OutOfTimeError(RuntimeError):
+    """A run took longer than its limit. Recorded as the reason in a result, not raised to the user."""
+
+
 class DivergedError(ArithmeticError):
     """The training loss is no longer a finite number. Recorded as the reason in a result, not raised to the user."""
