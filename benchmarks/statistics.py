@@ -100,7 +100,12 @@ def judge(differences: Mapping[str, Sequence[float]], *, higher_is_better: bool 
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     return {
         label: _difference(
-            values, intervals.get(label), tested.get(label), corrected.get(label), len(tested), higher_is_better
+            values,
+            intervals.get(label),
+            tested.get(label),
+            corrected.get(label),
+            compared=len(tested),
+            higher_is_better=higher_is_better,
         )
         for label, values in arrays.items()
     }
@@ -111,6 +116,7 @@ def _difference(
     interval: tuple[float, float] | None,
     p: float | None,
     corrected: float | None,
+    *,
     compared: int,
     higher_is_better: bool,
 ) -> Difference:

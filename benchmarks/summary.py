@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from trainstep.benchmarks.records import VERSIONS, Cost, Record, Run, Settings, Target
+from trainstep.benchmarks.records import VERSIONS, Cost, Run, Settings, Target
 from trainstep.benchmarks.statistics import Difference, judge
 
 
@@ -147,7 +147,7 @@ def _group(name: str, runs: list[Run], costs: list[Cost], control: str) -> Group
     clocks = {label: _step_seconds(measured.get(label)) for label in ordered}
     alone = all(clocks[label] is not None for label in ordered if by_label[label])
     finals = {label: _by_seed(by_label[label], _final) for label in ordered}
-    robusts = {label: _by_seed(by_label[label], lambda run: run.robust_accuracy) for label in ordered}
+    robusts = {label: _by_seed(by_label[label], _robust) for label in ordered}
     settings = (runs or costs)[0].settings
     judged = _judged(finals, control, higher_is_better=settings.higher_is_better)
     robust_judged = _judged(robusts, control, higher_is_better=True)
@@ -163,7 +163,7 @@ def _group(name: str, runs: list[Run], costs: list[Cost], control: str) -> Group
                 runs=mine,
                 metrics=finals[label],
                 robust=robusts[label],
-                calibration=_by_seed(by_label[label], lambda run: run.calibration_error),
+                calibration=_by_seed(by_label[label], _calibration),
                 difference=judged.get(label),
                 robust_difference=robust_judged.get(label),
                 reached=reached,
@@ -209,6 +209,14 @@ def _by_seed(runs: Mapping[int, Run], value: Callable[[Run], float | None]) -> d
 
 def _final(run: Run) -> float | None:
     return run.metric
+
+
+def _robust(run: Run) -> float | None:
+    return None if run.failure is not None else run.robust_accuracy
+
+
+def _calibration(run: Run) -> float | None:
+    return None if run.failure is not None else run.calibration_error
 
 
 def _failures(runs: Sequence[Run]) -> dict[str, tuple[int, ...]]:
@@ -287,9 +295,3 @@ def _facts(record: Run | Cost) -> dict[str, str]:
         elif value is not None:
             facts[key] = str(value)
     return {**facts, **{name: record.environment.get(name, "") for name in VERSIONS}}
-
-
-def identity(record: Run) -> str:
-    """Return what makes two runs the same but for versions and machine."""
-    assert isinstance(record, Record)
-    return _text([record.spec, record.settings.model_dump(mode="json"), record.seed])
