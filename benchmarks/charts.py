@@ -130,7 +130,7 @@ def pairs(group: Group, colours: dict[str, str]) -> Chart:
         for trace in _differences(name, row, control, colours[row.label])
     ]
     layout = {
-        "xaxis": {"title": {"text": html.escape(f"{metric}: difference to {_short(group.control)}")}, "zeroline": True},
+        "xaxis": {"title": {"text": html.escape(f"difference in {metric}")}, "zeroline": True},
         "yaxis": {"autorange": "reversed", "type": "category", "categoryarray": names},
         "showlegend": False,
         "shapes": [{"type": "line", "x0": 0, "x1": 0, "yref": "paper", "y0": 0, "y1": 1, "layer": "below"}],

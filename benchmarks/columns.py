@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 
 from trainstep.benchmarks.attack import Attack
 from trainstep.benchmarks.records import Budget
-from trainstep.benchmarks.statistics import BETTER, SAME, TOO_FEW, WORSE, Difference
+from trainstep.benchmarks.statistics import BETTER, SAME, TOO_FEW, WORSE, Difference, in_words
 from trainstep.benchmarks.summary import Group, Row
 
 ABSENT = "-"
@@ -23,7 +23,7 @@ class Value:
 
     text: str = ABSENT
     detail: str = ""
-    """Its interval, or what else belongs to it; may stand on a line of its own."""
+    """Its interval, or what else belongs to it; may stand on lines of its own."""
     sort: float | str | None = None
     """What it is sorted by; None, which is a value that is not there, comes last."""
     kind: str = ""
@@ -57,18 +57,17 @@ def summary_columns(rows: Sequence[Entry]) -> list[Column]:
         return Column(title, words, tuple(value(group, row) for group, row in rows), hint)
 
     chosen = [
-        column("strategy", lambda _, row: Value(row.label, sort=row.label), words=True),
+        column("strategy", _name, words=True),
         column(metric, lambda _, row: _spread(row.metrics.values()), "On validation examples, after the last epoch."),
         column("difference", lambda _, row: _difference(row.difference), "To the control, paired by seed."),
-        column("verdict", lambda _, row: _verdict(row, row.difference), "On the difference.", words=True),
+        column("verdict", lambda _, row: _verdict(row), "On the difference.", words=True),
         column("robust accuracy", lambda _, row: _spread(row.robust.values()), "Under the attack named below."),
-        column("robust difference", lambda _, row: _difference(row.robust_difference), "To the control's."),
-        column("robust verdict", lambda _, row: _verdict(row, row.robust_difference), words=True),
+        column("robust verdict", lambda _, row: _robust_verdict(row), "On the difference in it.", words=True),
         column("calibration error", lambda _, row: _spread(row.calibration.values()), "Expected calibration error."),
-        column("updates to target", lambda _, row: _to_target(row, row.updates_to_target), "Median over the seeds."),
+        column("updates to target", lambda _, row: _updates_to_target(row), "Median over the seeds."),
         column(
             "s to target",
-            lambda _, row: _to_target(row, row.seconds_to_target),
+            lambda _, row: _to_target(row.seconds_to_target),
             "Updates times the seconds of a step measured alone." if clocks == {True} else "By the runs' own clocks.",
         ),
         column("cost", lambda _, row: _ratio(row), "Seconds a step over the control's."),
@@ -200,7 +199,7 @@ def _on_target(group: Group) -> str:
     )
     return (
         f"Target: {target.metric} of {least} {target.value:g} after an epoch; median over the seeds, in which a run "
-        f"that missed it counts as infinitely long; {clock}."
+        f"that missed it counts as infinitely long (∞); in brackets how many got there, where not all did; {clock}."
     )
 
 
@@ -236,24 +235,53 @@ def _difference(difference: Difference | None) -> Value:
     return Value(_signed(difference.mean), interval, difference.mean)
 
 
-def _verdict(row: Row, difference: Difference | None) -> Value:
-    if difference is None:
+def _name(group: Group, row: Row) -> Value:
+    return Value(row.label, "(control)" if row.label == group.control else "", row.label)
+
+
+def _verdict(row: Row) -> Value:
+    if row.difference is None:
         return Value()
-    failed = f"{row.failed} of {len(row.runs)} runs failed" if row.failed else ""
-    kind = difference.verdict if difference.verdict in (BETTER, WORSE) else ""
-    if difference.verdict == TOO_FEW and not failed:
-        text, would_do = difference.word.split(" (")
-        return Value(text, f"({would_do}", _RANKS[TOO_FEW])
-    return Value(difference.word, f"({failed})" if failed else "", _RANKS[difference.verdict], kind)
+    text, details = _word(row.difference)
+    if row.failed:
+        details.append(f"{row.failed} of {len(row.runs)} runs failed")
+    detail = f"({'; '.join(details)})" if details else ""
+    return Value(text, detail, _RANKS[row.difference.verdict], _kind(row.difference))
 
 
-def _to_target(row: Row, value: float | None) -> Value:
+def _robust_verdict(row: Row) -> Value:
+    if row.robust_difference is None:
+        return Value()
+    text, details = _word(row.robust_difference)
+    difference = _difference(row.robust_difference)
+    lines = [difference.text, difference.detail, *(f"({each})" for each in details)]
+    detail = "\n".join(line for line in lines if line)
+    return Value(text, detail, _RANKS[row.robust_difference.verdict], _kind(row.robust_difference))
+
+
+def _word(difference: Difference) -> tuple[str, list[str]]:
+    if difference.verdict != TOO_FEW:
+        return difference.verdict, []
+    return TOO_FEW, [f"{in_words(difference.seeds_needed)} would do"]
+
+
+def _kind(difference: Difference) -> str:
+    return difference.verdict if difference.verdict in (BETTER, WORSE) else ""
+
+
+def _updates_to_target(row: Row) -> Value:
+    value = _to_target(row.updates_to_target)
+    if value.text == ABSENT or row.reached == len(row.runs):
+        return value
+    return replace(value, detail=f"({row.reached} of {len(row.runs)})")
+
+
+def _to_target(value: float | None) -> Value:
     if value is None:
         return Value()
-    detail = "" if row.reached == len(row.runs) else f"({row.reached} of {len(row.runs)} reached it)"
     if not math.isfinite(value):
-        return Value("∞", detail, math.inf)
-    return Value(f"{value:,.0f}" if value >= 100 else f"{value:.3g}", detail, value)
+        return Value("∞", sort=math.inf)
+    return Value(f"{value:,.0f}" if value >= 100 else f"{value:.3g}", sort=value)
 
 
 def _ratio(row: Row) -> Value:

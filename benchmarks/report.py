@@ -30,9 +30,9 @@ from trainstep.benchmarks.summary import Group
 
 COMMAND = "trainstep compare experiment.yaml"
 _TEMPLATES = Path(__file__).parent
-_GAP = 2
+_GAP = 3
 """Blanks between two columns of a terminal."""
-_LONGEST_LABEL, _LONGEST_WORDS = 28, 16
+_LONGEST_LABEL, _LONGEST_WORDS = 28, 18
 """Letters of a label, and of other words, before they go on on the next line."""
 
 
@@ -55,7 +55,10 @@ class Tables:
                 yield Text()
             yield Text(title(group), style="bold")
             rows = entries([group])
-            yield from _tables(summary_columns(rows), options.max_width)
+            for table in _tables(summary_columns(rows), options.max_width):
+                yield Text()
+                yield table
+            yield Text()
             # As `Text` throughout, so that a label in brackets is not taken for markup.
             remarks = [f"{row.label}: {reason}." for _, row in rows if (reason := remark(group, row))]
             yield Text("\n".join([*remarks, *notes(group)]))
@@ -84,7 +87,7 @@ def _tables(columns: Sequence[Column], width: int) -> list[Table]:
 
 
 def _table(columns: Sequence[Column], widths: Sequence[int], *, stacked: bool) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
     for column, width in zip(columns, widths, strict=True):
         justify = "left" if column.words else "right"
         table.add_column(Text(column.title), justify=justify, width=width, overflow="fold")
@@ -97,7 +100,8 @@ _STYLES = {"better": "green", "worse": "red"}
 
 
 def _one(value: Value, *, stacked: bool) -> str:
-    return f"{value.text}{chr(10) if stacked else ' '}{value.detail}".rstrip()
+    lines = f"{value.text}\n{value.detail}".rstrip()
+    return lines if stacked else lines.replace("\n", " ")
 
 
 def _width(column: Column, *, stacked: bool) -> int:
