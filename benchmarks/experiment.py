@@ -87,8 +87,11 @@ def seeds(given: Any) -> tuple[int, ...]:
     Raises:
         InvalidComparisonError: they are not different integers, or there is none.
     """
-    integers = isinstance(given, Iterable) and not isinstance(given, str | bytes)
-    chosen: tuple[Any, ...] = tuple(range(given)) if _is_integer(given) else tuple(given) if integers else ()
+    chosen: tuple[Any, ...] = ()
+    if _is_integer(given):
+        chosen = tuple(range(given))
+    elif isinstance(given, Iterable) and not isinstance(given, str | bytes):
+        chosen = tuple(given)
     if not chosen or len(set(chosen)) < len(chosen) or not all(_is_integer(s) and 0 <= s < 2**31 for s in chosen):
         raise InvalidComparisonError(
             f"`seeds` is how many, at least 1, or different integers from 0 to 2**31 - 1, not {given!r}."
@@ -120,22 +123,21 @@ def _as_target(value: Any) -> Any:
 
 
 def _as_optimizer(value: Any) -> Any:
-    if isinstance(value, str) and ":" in value:
-        [(name, options)] = _placed((), parse_spec, value).items()
-        value = {"name": name, **options}
-    return _placed((), optimizers.check, value)
+    return _placed((), optimizers.parse if isinstance(value, str) else optimizers.check, value)
 
 
 def _as_strategies(value: Any) -> Any:
     """Return strategies by label, those without a value spelled out."""
-    if isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
+    if value and isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
         repeated = sorted({text for text in value if value.count(text) > 1})
         if repeated:
             raise _problem(f"{repeated[0]!r} is listed twice. Leave one out, or give it other options.")
         return {text.strip(): text for text in value}
-    if isinstance(value, Mapping):
+    if value and isinstance(value, Mapping):
         return {str(label): str(label) if spec is None else spec for label, spec in value.items()}
-    raise _problem(f"Strategies are a list of texts, or a mapping from labels to compositions, not {value!r}.")
+    raise _problem(
+        f"Strategies are a list of texts, or a mapping from labels to compositions, at least one, not {value!r}."
+    )
 
 
 def _as_composition(value: Any) -> Any:
@@ -206,7 +208,7 @@ class Experiment(_Part):
         default=None, description="Own data: package.module:function, which returns (train, validation)."
     )
     data_dir: str | None = Field(default=None, description="Folder with the data of workloads that are downloaded.")
-    strategies: Annotated[dict[str, Composed], BeforeValidator(_as_strategies), Field(min_length=1)] = Field(
+    strategies: Annotated[dict[str, Composed], BeforeValidator(_as_strategies)] = Field(
         description="A list of texts, or a mapping from labels to compositions."
     )
     seeds: Annotated[Count | tuple[int, ...], BeforeValidator(_as_seeds)] | None = Field(

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from trainstep.benchmarks.errors import InvalidComparisonError
+from trainstep.benchmarks.spec import parse_spec
 from trainstep.errors import nearest
 
 _OUTER = ("Optimizer", "LossScaleOptimizer", "MultiOptimizer")
@@ -55,6 +56,19 @@ def check(given: Any) -> dict[str, Any]:
             "Give learning_rate, or initial_learning_rate in the schedule, but not both.", ("schedule",)
         )
     return {**wanted, "schedule": dict(schedule)}
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Return what `check` does of a text such as `adam:learning_rate=0.01`.
+
+    Raises:
+        InvalidComparisonError: see `check`; or it is no such text.
+    """
+    spec = parse_spec(text)
+    if len(spec) != 1:
+        raise InvalidComparisonError(f"An optimizer is NAME or NAME:OPTION=VALUE,OPTION=VALUE, not {text!r}.")
+    [(name, options)] = spec.items()
+    return check({"name": name, **options})
 
 
 def make(given: Any, updates: int | None) -> keras.optimizers.Optimizer:

@@ -149,9 +149,10 @@ def _toml_line(text: str, place: Place) -> int:
 def _depth(content: Any, place: Place) -> int:
     """Return how many steps of `place` are there."""
     for depth, step in enumerate(place):
-        is_key = isinstance(content, dict) and step in content
-        is_index = isinstance(content, list) and isinstance(step, int) and step < len(content)
-        if not (is_key or is_index):
+        steps: Any = (
+            content if isinstance(content, dict) else dict(enumerate(content if isinstance(content, list) else []))
+        )
+        if step not in steps:
             return depth
-        content = content[step]
+        content = steps[step]
     return len(place)
