@@ -310,7 +310,7 @@ def _nothing() -> None:
 def _cause_of_death(message: str) -> str:
     if re.search(r"SIGKILL|OutOfMemory|out of memory|memory pressure", message):
         return "its process was killed (SIGKILL), as the system does when memory runs out"
-    codes = re.search(r"exit codes of the workers are \{(.*?)\}", message)
+    codes = re.search(r"exit codes of the workers are \{(.*?)\}", message)  # As loky says it.
     if codes:
         return f"its process ended by itself: {codes[1]}"
     lines = [line.strip() for line in message.splitlines() if line.strip()]
