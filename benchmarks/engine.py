@@ -193,7 +193,7 @@ class _Engine:
 
         try:
             pickled = cloudpickle.dumps(self._parcel)
-        except Exception as error:  # noqa: BLE001  Each object that cannot be pickled says so in its own way.
+        except Exception as error:
             if options.workers is not None or options.executor != "processes":
                 raise InvalidComparisonError(
                     "The model, the data or a strategy cannot be sent to another process: "

@@ -4,7 +4,7 @@ import pytest
 import suites
 
 from trainstep.benchmarks.records import Epoch, Run
-from trainstep.benchmarks.sinks import MLflow, TensorBoard, hyperparameters, sinks
+from trainstep.benchmarks.sinks import TensorBoard, hyperparameters, sinks
 
 EPOCHS = (
     Epoch(updates=3, seconds=0.5, loss=1.5, metrics={"accuracy": 0.25}),
