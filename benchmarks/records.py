@@ -58,6 +58,9 @@ class Settings(Record):
     target: Target | None = None
     examples: int | None = None
     """Training examples; None where a dataset does not say."""
+    fingerprint: str | None = None
+    """Of a user's own model and data, so that runs of others are not taken for theirs; None where the name of the
+    workload says all."""
 
 
 class Epoch(Record):
