@@ -11,6 +11,10 @@ class InvalidComparisonError(TrainstepError):
     """The arguments of `compare` leave something out, or contradict each other."""
 
 
+class InvalidExperimentError(InvalidComparisonError):
+    """A file, or a mapping, that describes an experiment is wrong; the message gives the line of each mistake."""
+
+
 class InvalidDataError(TrainstepError):
     """The data, or a file of results, are not of the form asked for."""
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import trainstep
 import trainstep_cli
 from trainstep.benchmarks.result import read_lines
-from trainstep_cli import SpecError, parse_spec
+from trainstep.benchmarks.spec import SpecError, parse_spec
 
 
 def run(*arguments):
