@@ -8,7 +8,7 @@ import html
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import mean
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,7 @@ def quality_against_cost(group: Group, colours: dict[str, str]) -> Chart:
     views = []
     for name, values, higher_is_better in kinds:
         shown = [row for row in group.rows if row.cost and row.cost.ratio and values(row)]
-        points = [(row.cost.ratio[1], mean(values(row).values())) for row in shown if row.cost and row.cost.ratio]
+        points = [(row.cost.ratio[1], fmean(values(row).values())) for row in shown if row.cost and row.cost.ratio]
         front = pareto(points, higher_is_better=higher_is_better)
         data = [_front([points[i] for i in front])] if len(front) > 1 else []
         for index, (row, point) in enumerate(zip(shown, points, strict=True)):
@@ -288,7 +288,7 @@ def _best(group: Group) -> list[Row]:
     if len(rows) <= MOST:
         return rows
     sign = -1 if group.settings.higher_is_better else 1
-    others = sorted((row for row in rows if row.label != group.control), key=lambda r: sign * mean(r.metrics.values()))
+    others = sorted((row for row in rows if row.label != group.control), key=lambda r: sign * fmean(r.metrics.values()))
     kept = {row.label for row in others[: MOST - 1]} | {group.control}
     return [row for row in rows if row.label in kept]
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import mean, stdev
+from statistics import fmean, stdev
 
 from trainstep.benchmarks.attack import Attack
 from trainstep.benchmarks.records import Budget
@@ -223,7 +223,7 @@ def _spread(values: Iterable[float]) -> Value:
     known = list(values)
     if not known:
         return Value()
-    return Value(number(mean(known)), f"± {number(stdev(known))}" if len(known) > 1 else "", mean(known))
+    return Value(number(fmean(known)), f"± {number(stdev(known))}" if len(known) > 1 else "", fmean(known))
 
 
 def _difference(difference: Difference | None) -> Value:

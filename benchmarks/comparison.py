@@ -119,12 +119,16 @@ class Comparison:
         """Write the report, one page that needs nothing else, to the file `path`."""
         report.write_html(self.groups, self.specification, Path(path))
 
+    def to_markdown(self, path: str | Path) -> None:
+        """Write the report as Markdown to the file `path`."""
+        Path(path).write_text(report.markdown(self.groups, self.specification), encoding="utf-8")
+
     def write(self, folder: str | Path) -> None:
         """Write report.html and report.md into `folder`, which is made where it is missing."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.to_html(folder / "report.html")
-        (folder / "report.md").write_text(report.markdown(self.groups, self.specification), encoding="utf-8")
+        self.to_markdown(folder / "report.md")
 
     def against(self, other: "Comparison") -> str:
         """Return what changed since `other`, in lines: by workload and strategy, costs, versions."""

@@ -30,7 +30,6 @@ from trainstep.benchmarks.runner import (
 from trainstep.benchmarks.sinks import Sink
 from trainstep.benchmarks.store import Store
 from trainstep.composition import Composition
-from trainstep.errors import TrainstepError
 
 _BEAT = 5.0
 """Seconds between two signs of life in the store."""
@@ -194,7 +193,7 @@ class _Engine:
 
         try:
             pickled = cloudpickle.dumps(self._parcel)
-        except Exception as error:  # noqa: BLE001  Each object that cannot be pickled says so in its own way.
+        except Exception as error:
             if options.workers is not None or options.executor != "processes":
                 raise InvalidComparisonError(
                     "The model, the data or a strategy cannot be sent to another process: "
@@ -262,7 +261,7 @@ class _Engine:
         names = list(dict.fromkeys(place.workload for place in [*runs.values(), *costs.values()]))
         jobs = [Job(str(index), index, get_ready, (names,)) for index in range(len(workers))]
         for outcome in work(jobs, workers, lambda job: True):
-            if isinstance(outcome.error, TrainstepError | WorkerDiedError):
+            if outcome.error is not None:
                 raise outcome.error  # Data that are not there, for example: not the fault of a run.
 
     # --- Costs ------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import importlib.util
 import os
 import queue
 import re
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -119,7 +120,7 @@ class RayActor(Worker):
 
         if self._actor is None:
             options = {"num_cpus": 1, "max_restarts": 0, "runtime_env": {"env_vars": self._environment}}
-            self._actor = ray.remote(**options)(_Actor).remote(self._receive, *self._arguments)
+            self._actor = ray.remote(**options)(_Actor).remote(sys.path, self._receive, *self._arguments)
             if limit is not None:
                 ray.get(self._actor.call.remote(_nothing))
         try:
@@ -127,6 +128,8 @@ class RayActor(Worker):
         except ray.exceptions.GetTimeoutError as error:
             self.stop()
             raise OutOfTimeError(f"not done after {limit:g} seconds, the limit of a run") from error
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error  # What the function raised.
         except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
             self.stop()
             raise WorkerDiedError(_cause_of_death(str(error))) from error
@@ -141,7 +144,8 @@ class RayActor(Worker):
 
 
 class _Actor:
-    def __init__(self, receive: Callable[..., None], *arguments: Any) -> None:
+    def __init__(self, path: list[str], receive: Callable[..., None], *arguments: Any) -> None:
+        sys.path.extend(folder for folder in path if folder not in sys.path)  # A user's modules, where they are there.
         receive(*arguments)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -310,7 +314,7 @@ def _nothing() -> None:
 def _cause_of_death(message: str) -> str:
     if re.search(r"SIGKILL|OutOfMemory|out of memory|memory pressure", message):
         return "its process was killed (SIGKILL), as the system does when memory runs out"
-    codes = re.search(r"exit codes of the workers are \{(.*?)\}", message)
+    codes = re.search(r"exit codes of the workers are \{(.*?)\}", message)  # As loky says it.
     if codes:
         return f"its process ended by itself: {codes[1]}"
     lines = [line.strip() for line in message.splitlines() if line.strip()]

@@ -1,6 +1,5 @@
 """Results for people: tables on the terminal and in Markdown, and one page that needs nothing else."""
 
-import dataclasses
 import io
 import json
 import re
@@ -210,12 +209,12 @@ class _Page:
 
     @cached_property
     def charts(self) -> list[list[dict[str, Any]]]:
-        return [[dataclasses.asdict(c) for c in charts.charts_of(group, self._colours)] for group in self._groups]
+        return [[_plain(chart) for chart in charts.charts_of(group, self._colours)] for group in self._groups]
 
     @cached_property
     def profile(self) -> dict[str, Any] | None:
         chart = charts.performance_profile(self._groups, self._colours)
-        return None if chart is None else dataclasses.asdict(chart)
+        return None if chart is None else _plain(chart)
 
     @cached_property
     def failures(self) -> list[dict[str, str]]:
@@ -237,6 +236,11 @@ class _Page:
             facts = {name: value for name, value in group.environment.items() if name != "time"}
             found.setdefault(json.dumps(facts), ([], group.environment))[0].append(group.name)
         return {"" if len(found) == 1 else ", ".join(names): facts for names, facts in found.values()}
+
+
+def _plain(chart: charts.Chart) -> dict[str, Any]:
+    # Not `dataclasses.asdict`, which copies every number.
+    return {**vars(chart), "views": [vars(view) for view in chart.views]}
 
 
 def _table_context(columns: Sequence[Column], marks: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from trainstep.benchmarks.environment import environment
 from trainstep.benchmarks.errors import DivergedError, InvalidComparisonError
 from trainstep.benchmarks.records import Budget, Epoch, Run, Settings, key_of
 from trainstep.composition import Composition, apply
+from trainstep.definition import unpickled_by_value
 from trainstep.errors import UnsupportedInputError
 
 _CHUNK = 64
@@ -295,6 +296,7 @@ class _Watch(keras.callbacks.Callback):
         self._updates = 0
         self._seconds = 0.0
         self._since = 0.0
+        self._step_end = 0.0
         self._begun = False
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -318,6 +320,7 @@ class _Watch(keras.callbacks.Callback):
             self._stop(self._seconds + time.perf_counter() - self._since >= self._budget.seconds)
         elif self._budget.updates is not None:
             self._stop(self._updates >= self._budget.updates)
+        self._step_end = time.perf_counter()
 
     def _add_tracing(self, logs: Any) -> None:
         _wait(logs)
@@ -337,8 +340,9 @@ class _Watch(keras.callbacks.Callback):
 
     def _pause(self) -> None:
         if self._since:
+            begin = time.perf_counter()
             np.asarray(self.model.optimizer.iterations)  # Waits until the last step is done.
-            self._seconds += time.perf_counter() - self._since
+            self._seconds += self._step_end - self._since + time.perf_counter() - begin
             self._since = 0.0
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -476,7 +480,8 @@ def workplace() -> Workplace:
     if _workplace is None:
         import cloudpickle  # noqa: PLC0415  Not everybody who imports this needs it.
 
-        parcel = cloudpickle.loads(_received) if isinstance(_received, bytes) else _received
+        with unpickled_by_value():
+            parcel = cloudpickle.loads(_received) if isinstance(_received, bytes) else _received
         assert isinstance(parcel, Parcel)
         _workplace = Workplace(parcel)
     return _workplace

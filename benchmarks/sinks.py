@@ -73,8 +73,11 @@ class _events:  # noqa: N801  A context manager, as those of contextlib.
 
     def _add(self, summary: Any, step: int = 0) -> None:
         from tensorboard.compat.proto.event_pb2 import Event  # noqa: PLC0415
+        from tensorboard.compat.proto.summary_pb2 import Summary  # noqa: PLC0415
 
-        self._writer.add_event(Event(summary=summary, step=step, wall_time=time.time()))
+        # TensorBoard's records, but where TensorFlow is there some of its functions make TensorFlow's.
+        own = Summary.FromString(summary.SerializeToString())
+        self._writer.add_event(Event(summary=own, step=step, wall_time=time.time()))
 
 
 def _scalar(name: str, value: float) -> Any:

@@ -175,6 +175,6 @@ def test_the_experiment_can_be_copied(browser, one):
     WebDriverWait(browser, 5).until(
         lambda b: b.execute_script(
             "return document.querySelector('button.copy').textContent === 'Copied' "
-            "|| getSelection().toString().startsWith('workloads:')"
+            "|| getSelection().toString().startsWith('workload:')"
         )
     )
