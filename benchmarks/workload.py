@@ -13,7 +13,7 @@ from trainstep import models
 from trainstep.benchmarks import datasets
 from trainstep.benchmarks.attack import Attack
 from trainstep.benchmarks.data import Split
-from trainstep.benchmarks.errors import InvalidComparisonError, UnknownWorkloadError
+from trainstep.benchmarks.errors import InvalidComparisonError, InvalidDataError, UnknownWorkloadError
 from trainstep.benchmarks.records import Target
 from trainstep.errors import nearest
 
@@ -65,8 +65,16 @@ class Workload:
 
         Raises:
             MissingDataError: they are not there and cannot be fetched; the message says how to put them there.
+            InvalidDataError: those that are there are others.
         """
-        return datasets.with_noise(self.load(folder), self.noise)
+        split = self.load(folder)
+        shape = split.train[0].shape
+        if shape != (self.examples, *self.input_shape):
+            raise InvalidDataError(
+                f"The data of {self.name} should be of shape {(self.examples, *self.input_shape)}, and those found are of "
+                f"{shape}: results would not be those of this workload."
+            )
+        return datasets.with_noise(split, self.noise)
 
     def with_noise(self, noise: float) -> "Workload":
         """Return the variant in which the share `noise` of the training labels is wrong.

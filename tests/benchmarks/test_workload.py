@@ -177,10 +177,16 @@ def cifar():
     return {name: pickle.dumps(content, protocol=2) for name in names}
 
 
+def test_other_data_than_the_workload_names_are_refused(nowhere, tmp_path):
+    fashion(tmp_path)
+    with pytest.raises(errors.InvalidDataError, match=r"\(60000, 28, 28, 1\), and those found are of \(3, 28, 28, 1\)"):
+        workload.get("fashion_cnn").read(tmp_path)
+
+
 @pytest.mark.parametrize("inside", ["", "fashion-mnist"])
 def test_fashion_mnist_is_read_from_a_folder(nowhere, tmp_path, inside):
     fashion(tmp_path / inside)
-    (x, y), (_, y_validation) = workload.get("fashion_cnn").read(tmp_path)
+    (x, y), (_, y_validation) = datasets.load_fashion_mnist(tmp_path)
     np.testing.assert_array_equal(x[..., 0], PICTURES.astype("float32") / 255)
     assert (y.tolist(), y_validation.tolist(), y.dtype) == ([7, 8, 9], [7, 8, 9], np.int64)
 
@@ -219,7 +225,7 @@ def test_cifar10_is_read_from_a_folder(nowhere, tmp_path, form):
         folder.mkdir(exist_ok=True)
         for name, content in cifar().items():
             (folder / name).write_bytes(content)
-    (x, y), (x_validation, _) = workload.get("cifar10_resnet").read(tmp_path)
+    (x, y), (x_validation, _) = datasets.load_cifar10(tmp_path)
     assert (x.shape, x_validation.shape, x.dtype) == ((10, 32, 32, 3), (2, 32, 32, 3), np.float32)
     assert (x[1, 5, 7].tolist(), x.sum(), y.tolist()) == ([0, 0, 1], 5, [3, 4] * 5)
 
