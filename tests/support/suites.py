@@ -110,7 +110,7 @@ FATES = {
     1: os.abort,
     2: lambda: time.sleep(1000),
     3: lambda: os.kill(os.getpid(), signal.SIGKILL),
-    4: lambda: np.zeros(2**60),
+    4: lambda: np.zeros(2**50),
 }
 
 
