@@ -181,7 +181,7 @@ def performance_profile(workloads: Sequence[Group], colours: dict[str, str]) -> 
 # --- Traces -------------------------------------------------------------------------------------------------------
 
 
-def _curve(label: str, x: list[float], values: np.ndarray, colour: str, *, dashed: bool) -> list[Trace]:
+def _curve(label: str, x: Sequence[float | None], values: np.ndarray, colour: str, *, dashed: bool) -> list[Trace]:
     traces: list[Trace] = []
     shared = {"legendgroup": label, "x": x, "type": "scatter"}
     if len(values) > 1:

@@ -10,7 +10,7 @@ import io
 import os
 import pickle
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ _FASHION_FILES = {
     "validation": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
 _CIFAR_TRAIN = [f"data_batch_{number}" for number in range(1, 6)]
+_CIFAR = [*_CIFAR_TRAIN, "test_batch"]
 _WITHOUT = "take a workload whose data come with scikit-learn or are made: digits_cnn, digits_mlp, blobs_mlp"
 
 
@@ -99,13 +100,13 @@ def load_cifar10(folder: Path | None = None) -> Split:
             f"{VARIABLE}",
         )
     for place in (given, given / "cifar-10-batches-py"):
-        if all((place / name).exists() for name in [*_CIFAR_TRAIN, "test_batch"]):
-            return _cifar(lambda name: (place / name).read_bytes())  # noqa: B023  It is called before it returns.
+        if all((place / name).exists() for name in _CIFAR):
+            return _cifar({name: (place / name).read_bytes() for name in _CIFAR})
     archive = given / "cifar-10-python.tar.gz"
     if archive.exists():
         with tarfile.open(archive) as opened:
-            members = {Path(member.name).name: member for member in opened if member.isfile()}
-            return _cifar(lambda name: opened.extractfile(members[name]).read())  # pyright: ignore[reportOptionalMemberAccess]
+            files = {Path(member.name).name: opened.extractfile(member) for member in opened if member.isfile()}
+            return _cifar({name: file.read() for name, file in files.items() if name in _CIFAR and file})
     raise MissingDataError(
         f"CIFAR-10 is not in the folder {str(given)!r}. Put cifar-10-python.tar.gz, or the folder cifar-10-batches-py "
         f"that is in it, there, leave out the folder to have it downloaded, or {_WITHOUT}."
@@ -218,9 +219,9 @@ def _read_idx(images: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
     return _scaled(x, y)
 
 
-def _cifar(read: Callable[[str], bytes]) -> Split:
+def _cifar(files: Mapping[str, bytes]) -> Split:
     def part(names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        batches = [_unpickled(read(name)) for name in names]
+        batches = [_unpickled(files[name]) for name in names]
         x = np.concatenate([batch[b"data"] for batch in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         return _scaled(x, np.concatenate([batch[b"labels"] for batch in batches]))
 
@@ -231,6 +232,11 @@ def _unpickled(content: bytes) -> dict[bytes, Any]:
     return _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
 
 
+def _empty(kind: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Do what NumPy's own function does, whose module has had several names."""
+    return kind(shape, dtype)
+
+
 class _ArraysOnly(pickle.Unpickler):
     """The authors of CIFAR-10 give pickles; a pickle may run anything, so only what makes arrays is let through."""
 
@@ -238,7 +244,7 @@ class _ArraysOnly(pickle.Unpickler):
         if module.startswith("numpy") and name in ("ndarray", "dtype"):
             return getattr(np, name)
         if module.startswith("numpy") and name == "_reconstruct":
-            return np.ndarray  # Which is what that function calls.
+            return _empty
         if (module, name) == ("_codecs", "encode"):
             return codecs.encode
         raise MissingDataError(f"A file of CIFAR-10 holds {module}.{name}, which is not of the data. It is not read.")

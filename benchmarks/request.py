@@ -187,6 +187,9 @@ def compositions(strategies: Mapping[str, Spec] | Sequence[str]) -> tuple[dict[s
     if isinstance(strategies, Mapping):
         given = dict(strategies)
     elif isinstance(strategies, Sequence) and all(isinstance(name, str) for name in strategies):
+        repeated = sorted({name for name in strategies if strategies.count(name) > 1})
+        if repeated:
+            raise InvalidSpecError(f"{repeated[0]!r} is listed twice. Leave one out, or give it other options.")
         given = {name.strip(): name for name in strategies}
     else:
         raise InvalidSpecError(
@@ -413,7 +416,7 @@ def _target(
     elif isinstance(given, int | float) and not isinstance(given, bool):
         target = {"metric": names[0], "value": float(given), "higher_is_better": None}
     else:
-        target = Experiment.model_validate({"strategies": [CONTROL], "target": given}).target.model_dump()  # pyright: ignore[reportOptionalMemberAccess]
+        target = Experiment.read({"strategies": [CONTROL], "target": given}).target.model_dump()  # pyright: ignore[reportOptionalMemberAccess]
     if target["metric"] not in names:
         raise InvalidComparisonError(
             f"The target is on {target['metric']!r}, which is not among the metrics: {', '.join(names)}."

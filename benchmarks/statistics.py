@@ -33,6 +33,7 @@ https://arxiv.org/abs/2108.13264
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -140,7 +141,8 @@ def p_value(values: np.ndarray) -> float:
         return 1.0
     if _constant(values):
         return 2.0 / 2.0 ** len(values)
-    return float(ttest_1samp(values, 0.0).pvalue)
+    p: Any = ttest_1samp(values, 0.0)[1]
+    return float(p)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -216,7 +218,7 @@ def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         batch=max(1, _AT_ONCE // (rows * n)),
         confidence_level=1 - 2 * tail,
         method="percentile",
-        random_state=np.random.default_rng(0),
+        random_state=np.random.default_rng(0),  # pyright: ignore[reportCallIssue]  SciPy 1.15 has another name too.
     ).confidence_interval
     # A mean of equal numbers may be off by rounding.
     low, high = np.asarray(interval.low), np.asarray(interval.high)

@@ -1,5 +1,6 @@
 """What is asked for: checked before anything is read or built, and turned into tasks."""
 
+import dataclasses
 import sys
 
 import cloudpickle
@@ -178,9 +179,11 @@ def test_of_others_it_must_be_said():
     def closeness(y, y_pred):
         return y_pred
 
+    def metric():
+        return keras.metrics.MeanMetricWrapper(closeness, name="closeness")
+
     with pytest.raises(benchmark_errors.InvalidComparisonError, match="'closeness' does not say.*higher_is_better"):
-        task_of(metric=[closeness] and keras.metrics.MeanMetricWrapper(closeness, name="closeness"))
-    metric = keras.metrics.MeanMetricWrapper(closeness, name="closeness")
+        task_of(metric=metric)
     assert task_of(metric=metric, higher_is_better=False).settings.higher_is_better is False
 
 
@@ -222,7 +225,6 @@ WRONG = [
     (errors.InvalidSpecError, {"strategies": {"gradient_clipping": {"clipvalue": 1.0}}}),
     (errors.InvalidSpecError, {"strategies": {"standard": "gradient_clipping"}}),
     (errors.InvalidSpecError, {"strategies": {"a": "gradient_clipping +"}}),
-    (errors.StrategyConflictError, {"strategies": {"a": "gradient_accumulation + micro_batches"}}),
     (benchmark_errors.InvalidComparisonError, {"strategies": None}),
     (errors.InvalidOptionsError, {"attack": {"epsilon": -1.0}}),
     (errors.NotAModelError, {"model": 3}),
@@ -258,6 +260,17 @@ WRONG = [
 def test_a_wrong_request_is_refused_before_anything_is_built(error, changes):
     with pytest.raises(error):
         own(**{"model": never, **changes})
+
+
+def test_a_conflict_of_two_strategies_is_told_before_anything_is_built(monkeypatch):
+    declaration = trainstep.get("gradient_clipping").declaration
+    monkeypatch.setattr(
+        trainstep.get("gradient_clipping"),
+        "declaration",
+        dataclasses.replace(declaration, conflicts={"skip_nonfinite": "both want it."}),
+    )
+    with pytest.raises(errors.StrategyConflictError, match="both want it"):
+        own(model=never, strategies={"a": "gradient_clipping + skip_nonfinite"})
 
 
 def test_a_builder_that_returns_one_model_again_is_told_so():
@@ -299,7 +312,7 @@ def test_what_is_given_overrides_the_experiment():
 
 
 def test_an_experiment_names_functions_of_the_current_folder(tmp_path, monkeypatch):
-    code = "import numpy as np\ndef build(): raise RuntimeError\ndef load(): return (np.ones((4, 2)), [0, 1] * 2), (np.ones((4, 2)), [0, 1] * 2)\n"
+    code = "import numpy as np\nx, y = np.ones((4, 2)), np.arange(4)\ndef build(): raise RuntimeError\ndef load(): return (x, y), (x, y)\n"
     (tmp_path / "my_own_model.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])

@@ -1,6 +1,5 @@
 """What the page says it takes to run it again is read back as what was run."""
 
-import keras
 import pytest
 import records
 from records import run
@@ -65,7 +64,7 @@ def test_optimizers_come_back(name, tmp_path):
     again = read_back(Comparison(runs_of(suite), (), suite.control), tmp_path)
     assert again.settings == suite.settings
     made = again.tasks["digits_mlp"].make_optimizer()
-    assert optimizers.settings_of(made)["class"] == type(keras.optimizers.get(name)).__name__
+    assert optimizers.settings_of(made)["class"].lower() == name
 
 
 def test_a_model_of_the_users_own_is_left_to_him():

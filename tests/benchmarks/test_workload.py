@@ -31,15 +31,13 @@ def test_a_workload_has_the_data_it_says_and_always_the_same(name):
 
 
 @pytest.mark.parametrize("name", workload.names())
-def test_a_workload_can_be_built_and_trained(name):
+def test_a_workload_can_be_built_and_compiled(name):
     chosen = workload.get(name)
     updates = chosen.epochs * -(-chosen.examples // chosen.batch_size)
     model = chosen.build(0)
     model.compile(optimizers.make(chosen.optimizer, updates), chosen.loss, metrics=list(chosen.metrics))
     assert (model.input_shape[1:], model.output_shape[1:]) == (chosen.input_shape, (chosen.classes,))
     assert chosen.target.metric in chosen.metrics
-    x = np.zeros((2, *chosen.input_shape), model.inputs[0].dtype if name == "markov_transformer" else "float32")
-    assert np.isfinite(model.train_on_batch(x, np.array([0, 1]))[0])
 
 
 def test_a_workload_learns_in_seconds():
