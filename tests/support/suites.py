@@ -83,7 +83,6 @@ def settings(**changes: Any) -> Settings:
         "optimizer": {"class": "SGD"},
         "loss": "sparse_categorical_crossentropy",
         "metrics": ("accuracy",),
-        "attack": {"epsilon": 0.1},
     }
     return Settings(**{**values, **changes})
 
