@@ -33,8 +33,10 @@ def compare(
     strategies: Mapping[str, Spec] | Sequence[str] | None = None,
     experiment: Any = None,
     workload: str | Sequence[str] | None = None,
+    noise: float | None = None,
+    data_dir: str | Path | None = None,
     model: Callable[..., Any] | None = None,
-    train: Source = None,
+    train: Source | Callable[[], Any] = None,
     validation: Source = None,
     seeds: int | Sequence[int] | None = None,
     epochs: int | None = None,
@@ -42,18 +44,20 @@ def compare(
     seconds: float | None = None,
     batch_size: int | None = None,
     optimizer: Any = None,
+    learning_rate: float | None = None,
     loss: Any = None,
     metric: Any = None,
     metrics: Sequence[Any] | None = None,
-    attack: Attack | Mapping[str, Any] | None = None,
-    target: Target | Mapping[str, Any] | float | None = None,
+    higher_is_better: bool | None = None,
+    attack: Attack | Mapping[str, Any] | bool | None = None,
+    target: Target | Mapping[str, float] | float | None = None,
     output: str | Path | None = None,
     store: str | Path | None = None,
     workers: int | None = None,
-    executor: str = "processes",
-    cost: bool = True,
+    executor: str | None = None,
+    cost: bool | None = None,
     time_limit: float | None = None,
-    retry_failed: bool = False,
+    retry_failed: bool | None = None,
     tensorboard: str | Path | None = None,
     mlflow: str | Path | None = None,
     progress: bool | None = None,
@@ -75,11 +79,14 @@ def compare(
         experiment: an `Experiment`, or the path of a file that describes one; other arguments override it.
         workload: one or several of `trainstep.benchmarks.workload.names()`; then `model`, `train` and `validation`
             are left out, and what is not given is as the workload has it.
+        noise: share of training labels made wrong, the same ones for all runs.
+        data_dir: folder with the data of workloads, where Keras's own has none.
         model: a function without arguments, or with one called `seed`, that returns a new
             `keras.Model`, not compiled.
         train: (x, y) or (x, y, sample_weight), arrays or structures of arrays with the examples along
             the first axis; or a batched `tf.data.Dataset` that ends. Arrays are shuffled for each epoch,
-            alike for all strategies; a dataset is iterated as it is, so give its `shuffle` a seed.
+            alike for all strategies; a dataset is iterated as it is, so give its `shuffle` a seed. Or a function
+            that returns (train, validation), called once in each process.
         validation: the same; never shuffled.
         seeds: how many, counted from 0, or which; 5.
         epochs: passes over the training data; 10 without a workload.
@@ -87,19 +94,21 @@ def compare(
         seconds: instead of epochs: of training, tracing included and evaluation left out.
         batch_size: examples a step, for arrays; 32 without a workload.
         optimizer: a name, an optimizer to be copied, or a function that returns a new one; "adam".
+        learning_rate: of an optimizer given by name, or of the workload's.
         loss: as in `keras.Model.compile`; "sparse_categorical_crossentropy".
         metric: a name, a metric to be copied, or a function that returns a new one; "accuracy".
         metrics: several of them; verdicts are on the first.
+        higher_is_better: of the first metric; None: as its name says.
         attack: budget of the attack for the robust accuracy: `Attack`, or a mapping with at least
-            "epsilon" in units of the input. None: that of the workload, and none without one.
-        target: the value of the metric whose first crossing is waited for.
+            "epsilon" in units of the input. None: that of the workload, and none without one. False: none.
+        target: the value of the first metric, or {metric: value}, whose first crossing is waited for.
         output: folder for the store, results.sqlite, and for report.html and report.md.
         store: file of the store, where it is another.
         workers: processes at once. None: one for each core, or 1 where the model or the data cannot be sent to another
             process, such as a `tf.data.Dataset`. 1: all happens in this process, costs too. Then a run that crashes or
             hangs cannot be survived, `time_limit` is of no effect, and memory is not measured on a CPU.
-        executor: "processes" of this machine, or "ray": actors of the cluster Ray is connected to.
-        cost: measure what a step costs.
+        executor: "processes" of this machine, the default; or "ray": actors of the cluster Ray is connected to.
+        cost: whether to measure what a step costs; True.
         time_limit: seconds a run may take, the start of its process left out.
         retry_failed: do again what is in the store as a failure.
         tensorboard: folder for TensorBoard's scalars and HParams of each run.
@@ -117,38 +126,8 @@ def compare(
         UnknownStrategyError, InvalidOptionsError, RepeatedStrategyError, StrategyConflictError,
             InvalidSpecError: the strategies or the attack are.
     """
-    suite = request.suite_of(
-        strategies=strategies,
-        experiment=experiment,
-        workload=workload,
-        model=model,
-        train=train,
-        validation=validation,
-        seeds=seeds,
-        epochs=epochs,
-        updates=updates,
-        seconds=seconds,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        loss=loss,
-        metric=metric,
-        metrics=metrics,
-        attack=attack,
-        target=target,
-    )
-    return run_suite(
-        suite,
-        output=output,
-        store=store,
-        workers=workers,
-        executor=executor,
-        cost=cost,
-        time_limit=time_limit,
-        retry_failed=retry_failed,
-        tensorboard=tensorboard,
-        mlflow=mlflow,
-        progress=progress,
-    )
+    wanted, running = request.merged(experiment, {k: v for k, v in locals().items() if k != "experiment"})
+    return run_suite(request.suite_of(**wanted), **running)
 
 
 def run_suite(
@@ -184,8 +163,7 @@ def run_suite(
             runs, costs = engine.run(suite, opened, options)
     comparison = Comparison(runs, costs, suite.control, folder)
     if folder is not None:
-        comparison.to_html(folder / "report.html")
-        comparison.to_markdown(folder / "report.md")
+        comparison.write(folder)
     return comparison
 
 

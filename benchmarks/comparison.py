@@ -1,6 +1,6 @@
 """What came out of a comparison: tables, charts, a page, and whether anything has changed since another one.
 
-comparison = trainstep.Comparison.from_store("results/results.sqlite")
+comparison = Comparison.from_store("results/results.sqlite")
 print(comparison)
 comparison.to_html("report.html")
 """

@@ -100,10 +100,11 @@ def _take_turns(
         except Exception as error:  # noqa: BLE001  Whatever a strategy raises is its result; the others go on.
             failures[label] = first_line(error)
     labels, seconds = list(slices), {label: [] for label in slices}
-    if labels:
-        fastest = min(each.seconds(4) for each in slices.values())
-        steps = min(_LONGEST_SLICE, _WINDOW * max(1, round(slice_seconds / fastest / _WINDOW)))
-    for turn in range(rounds if labels else 0):
+    if not labels:
+        return {}, {}, failures
+    fastest = min(each.seconds(4) for each in slices.values())
+    steps = min(_LONGEST_SLICE, _WINDOW * max(1, round(slice_seconds / fastest / _WINDOW)))
+    for turn in range(rounds):
         first = turn % len(labels)  # Who comes first may find caches cold: each in turn.
         for label in labels[first:] + labels[:first]:
             if label in failures:

@@ -313,6 +313,7 @@ class _Engine:
         if outcome.error is None:
             # Under the key this suite knows it by: a worker elsewhere may have another Python.
             return outcome.result.model_copy(update={"key": outcome.job.key})
+        assert place.seed is not None
         return Run(failure=first_line(outcome.error), seed=place.seed, **self._shared(self._runs, place))
 
     def _shared(self, places: Mapping[Place, str], place: Place) -> dict[str, Any]:

@@ -117,6 +117,7 @@ class RayActor(Worker):
 
     def call(self, function: Callable[..., Any], *arguments: Any, limit: float | None = None) -> Any:
         import ray  # noqa: PLC0415  An extra.
+        import ray.exceptions  # noqa: PLC0415
 
         if self._actor is None:
             options = {"num_cpus": 1, "max_restarts": 0, "runtime_env": {"env_vars": self._environment}}
@@ -136,6 +137,7 @@ class RayActor(Worker):
 
     def stop(self) -> None:
         import ray  # noqa: PLC0415
+        import ray.exceptions  # noqa: PLC0415
 
         if self._actor is not None:
             with contextlib.suppress(ray.exceptions.RayError):

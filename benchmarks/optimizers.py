@@ -96,6 +96,7 @@ def settings_of(optimizer: Any) -> dict[str, Any]:
     for key, value in optimizer.get_config().items():
         if key == "name":  # Which Keras numbers.
             continue
+        value = value.item() if isinstance(value, np.generic) else value  # noqa: PLW2901  Keras 2 gives NumPy's.
         if isinstance(value, Mapping) and "class_name" in value and isinstance(value.get("config"), Mapping):
             plain = {k: _short(v) for k, v in value["config"].items() if isinstance(v, str | int | float | list)}
             settings[key] = {"class": value["class_name"], **{k: v for k, v in plain.items() if k != "name"}}

@@ -205,8 +205,7 @@ def _fit(model: Any, bench: Bench, seed: int, watch: "_Watch") -> None:
     while not watch.over:
         batches = train_batches(
             bench.split.train,
-            # The first is that of a budget in epochs.
-            seed=seed if chunk == 0 else [seed, chunk],
+            seed=_chunk_seed(seed, chunk),
             epochs=_CHUNK if budget.epochs is None else budget.epochs,
             batch_size=bench.batch_size,
         )
@@ -220,6 +219,11 @@ def _fit(model: Any, bench: Bench, seed: int, watch: "_Watch") -> None:
             verbose=0,
         )
         chunk += 1
+
+
+def _chunk_seed(seed: int, chunk: int) -> int:
+    # The first epochs are those of a budget in epochs.
+    return seed if chunk == 0 else int(np.random.SeedSequence([seed, chunk]).generate_state(1)[0])
 
 
 def first_line(error: BaseException) -> str:
@@ -332,7 +336,8 @@ class _Watch(keras.callbacks.Callback):
     def _stop(self, over: bool) -> None:
         if over:
             self.over = True
-            self.model.stop_training = True
+            model: Any = self.model
+            model.stop_training = True
 
     def on_test_begin(self, logs: Any = None) -> None:
         del logs
@@ -341,11 +346,13 @@ class _Watch(keras.callbacks.Callback):
     def _pause(self) -> None:
         if self._since:
             begin = time.perf_counter()
-            np.asarray(self.model.optimizer.iterations)  # Waits until the last step is done.
+            model: Any = self.model
+            np.asarray(model.optimizer.iterations)  # Waits until the last step is done.
             self._seconds += self._step_end - self._since + time.perf_counter() - begin
             self._since = 0.0
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        del epoch
         self._pause()
         logs = logs or {}
         loss = float(logs["loss"])

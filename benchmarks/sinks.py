@@ -3,6 +3,7 @@
 A run that is there already stays as it is, so that a suite that goes on enters what is new.
 """
 
+import importlib
 import importlib.util
 import json
 import math
@@ -43,14 +44,14 @@ class TensorBoard(Sink):
     def add(self, run: Run) -> None:
         # Its own writer and records: `tf.summary` needs the package as well since TensorFlow 2.21, and the graph.
         from tensorboard.plugins.hparams import api, summary  # noqa: PLC0415
-        from tensorboard.plugins.hparams.api_pb2 import Status  # noqa: PLC0415
 
         path = self._folder / _file_name(run.settings.workload, run.label) / f"seed_{run.seed}_{run.key[:8]}"
         if path.exists():
             return
         part = path.with_name(f".{path.name}.{os.getpid()}")  # Whole, or not there.
         shutil.rmtree(part, ignore_errors=True)
-        status = Status.STATUS_FAILURE if run.failure else Status.STATUS_SUCCESS
+        statuses = _module("tensorboard.plugins.hparams.api_pb2").Status
+        status = statuses.STATUS_FAILURE if run.failure else statuses.STATUS_SUCCESS
         with _events(part) as add:
             add(api.hparams_pb(dict(hyperparameters(run)), trial_id=f"{run.label}, seed {run.seed}"))
             for name, value, step in scalars(run):
@@ -72,18 +73,20 @@ class _events:  # noqa: N801  A context manager, as those of contextlib.
         self._writer.close()
 
     def _add(self, summary: Any, step: int = 0) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event  # noqa: PLC0415
-        from tensorboard.compat.proto.summary_pb2 import Summary  # noqa: PLC0415
-
         # TensorBoard's records, but where TensorFlow is there some of its functions make TensorFlow's.
-        own = Summary.FromString(summary.SerializeToString())
-        self._writer.add_event(Event(summary=own, step=step, wall_time=time.time()))
+        own = _module("tensorboard.compat.proto.summary_pb2").Summary.FromString(summary.SerializeToString())
+        event = _module("tensorboard.compat.proto.event_pb2").Event
+        self._writer.add_event(event(summary=own, step=step, wall_time=time.time()))
 
 
 def _scalar(name: str, value: float) -> Any:
-    from tensorboard.compat.proto.summary_pb2 import Summary  # noqa: PLC0415
+    summary = _module("tensorboard.compat.proto.summary_pb2").Summary
+    return summary(value=[summary.Value(tag=name, simple_value=value)])
 
-    return Summary(value=[Summary.Value(tag=name, simple_value=value)])
+
+def _module(name: str) -> Any:
+    # What protoc generates has no types.
+    return importlib.import_module(name)
 
 
 class MLflow(Sink):

@@ -57,7 +57,9 @@ def one_run(composition="standard", seed=0, **changes):
 
 def test_there_is_a_run_for_each_seed_and_strategy_and_those_of_one_seed_are_paired(store):
     neutral = {"gradient_clipping": {"global_clipnorm": float("inf")}}
-    runs, costs = engine.run(suites.suite({"standard": "standard", "neutral": neutral}), store, HERE)
+    runs, costs = engine.run(
+        suites.suite({"standard": "standard", "neutral": neutral}, attack={"epsilon": 0.1}), store, HERE
+    )
     assert [(run.seed, run.label) for run in runs] == [(s, label) for s in (0, 1) for label in ("standard", "neutral")]
     assert costs == ()
     found = outcomes(runs)
@@ -161,10 +163,10 @@ def test_a_run_that_diverges_is_a_row_with_its_reason():
 
 
 def test_what_does_not_apply_has_a_reason():
-    run = one_run(attack=None)
+    run = one_run()
     assert run.not_robust.startswith("no attack was asked for")
     assert run.not_calibrated is None
-    wide = one_run(build=lambda seed: keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(3)]), attack=None)
+    wide = one_run(build=lambda seed: keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(3)]))
     assert 0 <= wide.calibration_error <= 1  # Logits.
 
 
@@ -186,7 +188,7 @@ def test_a_failure_stays_until_it_is_asked_to_be_tried_again(store):
 
 
 def test_a_run_that_ends_its_process_hangs_or_takes_all_memory_is_a_row_and_the_others_go_on(store):
-    suite = suites.suite({"standard": "standard"}, seeds=(0, 1, 2, 3, 4, 5), build=suites.doomed, attack=None)
+    suite = suites.suite({"standard": "standard"}, seeds=(0, 1, 2, 3, 4, 5), build=suites.doomed)
     runs, _ = engine.run(suite, store, Options(workers=2, cost=False, time_limit=15))
     failures = [run.failure for run in runs]
     assert (failures[0], failures[5]) == (None, None)

@@ -83,7 +83,6 @@ def settings(**changes: Any) -> Settings:
         "optimizer": {"class": "SGD"},
         "loss": "sparse_categorical_crossentropy",
         "metrics": ("accuracy",),
-        "attack": {"epsilon": 0.1},
     }
     return Settings(**{**values, **changes})
 
@@ -110,7 +109,7 @@ FATES = {
     1: os.abort,
     2: lambda: time.sleep(1000),
     3: lambda: os.kill(os.getpid(), signal.SIGKILL),
-    4: lambda: np.zeros(2**60),
+    4: lambda: np.zeros(2**50),
 }
 
 
