@@ -175,6 +175,9 @@ def compare(  # noqa: PLR0917  All but the first are options of the command line
     ] = None,
     executor: Annotated[str | None, typer.Option(help="Where they run: processes, or ray.")] = None,
     time_limit: Annotated[float | None, typer.Option(min=0, help="Seconds after which a run is given up.")] = None,
+    retry_failed: Annotated[
+        bool | None, typer.Option("--retry-failed", help="Do again what failed and is in the store.")
+    ] = None,
     cost: Annotated[
         bool | None, typer.Option("--cost/--no-cost", help="Measure what a step costs. [default: cost]")
     ] = None,

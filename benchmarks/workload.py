@@ -71,8 +71,8 @@ class Workload:
         shape = split.train[0].shape
         if shape != (self.examples, *self.input_shape):
             raise InvalidDataError(
-                f"The data of {self.name} should be of shape {(self.examples, *self.input_shape)}, and those found are of "
-                f"{shape}: results would not be those of this workload."
+                f"The data of {self.name} should be of shape {(self.examples, *self.input_shape)}, and those found are "
+                f"of {shape}: results would not be those of this workload."
             )
         return datasets.with_noise(split, self.noise)
 

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 import trainstep
 import trainstep_cli
 from trainstep.benchmarks import schema
-from trainstep.benchmarks.store import Store
 from trainstep.benchmarks.spec import SpecError, parse_spec
+from trainstep.benchmarks.store import Store
 
 
 def run(*arguments):
@@ -182,7 +182,8 @@ def test_every_flag_arrives(asked):
         "--updates", "30", "--target", "mse=0.1", "--noise", "0.25", "--batch-size", "16", "--optimizer",
         "sgd:momentum=0.9", "--learning-rate", "0.5", "--metric", "accuracy", "--metric", "mse", "--attack",
         "epsilon=0.2,steps=40", "--loss", "sparse_categorical_crossentropy", "--workers", "3", "--executor", "ray",
-        "--time-limit", "9", "--no-cost", "--store", "s.sqlite", "--output", "out", "--tensorboard", "tb", "--mlflow", "m",
+        "--time-limit", "9", "--no-cost", "--store", "s.sqlite", "--output", "out", "--tensorboard", "tb",
+        "--mlflow", "m", "--retry-failed",
     )  # fmt: skip
     suite = asked["suite"]
     assert (list(suite.tasks), suite.seeds) == (["blobs_mlp noise=0.25", "digits_mlp noise=0.25"], (0, 1))
@@ -193,7 +194,7 @@ def test_every_flag_arrives(asked):
     assert (settings.attack["epsilon"], settings.attack["steps"]) == (0.2, 40)
     assert asked["running"] == {
         "workers": 3, "executor": "ray", "time_limit": 9.0, "cost": False, "store": "s.sqlite", "output": "out",
-        "tensorboard": "tb", "mlflow": "m",
+        "tensorboard": "tb", "mlflow": "m", "retry_failed": True,
     }  # fmt: skip
 
 

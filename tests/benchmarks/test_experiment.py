@@ -219,7 +219,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
 
 
 def test_another_kind_of_file_is_refused(tmp_path):
-    with pytest.raises(InvalidExperimentError, match="a file .yaml, .yml or .toml"):
+    with pytest.raises(InvalidExperimentError, match=r"a file \.yaml, \.yml or \.toml"):
         Experiment.read(written(tmp_path, "", "experiment.json"))
 
 
@@ -272,7 +272,7 @@ def test_the_schema_refuses_what_the_reader_refuses(content):
 
 
 def test_the_schema_describes_every_option_of_every_strategy():
-    [text, names, composition, nothing] = json_schema()["$defs"]["Composition"]["anyOf"]
+    composition = json_schema()["$defs"]["Composition"]["anyOf"][2]
     for name in trainstep.names():
         described = composition["properties"][name]["anyOf"][0]["properties"]
         assert list(described) == list(trainstep.get(name).declaration.options.model_fields)

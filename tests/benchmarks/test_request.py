@@ -182,7 +182,7 @@ def test_of_others_it_must_be_said():
     def metric():
         return keras.metrics.MeanMetricWrapper(closeness, name="closeness")
 
-    with pytest.raises(benchmark_errors.InvalidComparisonError, match="'closeness' does not say.*higher_is_better"):
+    with pytest.raises(benchmark_errors.InvalidComparisonError, match=r"'closeness' does not say.*higher_is_better"):
         task_of(metric=metric)
     assert task_of(metric=metric, higher_is_better=False).settings.higher_is_better is False
 
@@ -214,7 +214,7 @@ def test_an_attack_can_be_left_out():
 def test_a_model_is_used_again_where_that_is_safe():
     assert blobs().reusable
     assert blobs(optimizer="sgd").reusable
-    assert not blobs(optimizer=lambda: keras.optimizers.SGD()).reusable
+    assert not blobs(optimizer=keras.optimizers.SGD).reusable
     assert not task_of().reusable
 
 
@@ -277,7 +277,7 @@ def test_a_builder_that_returns_one_model_again_is_told_so():
     model = trainstep.apply(build(), "standard")
     with pytest.raises(errors.NotAModelError, match="a new, plain model for each run"):
         task_of(model=lambda: model).build(0)
-    with pytest.raises(errors.NotAModelError, match="must return a keras.Model, not int"):
+    with pytest.raises(errors.NotAModelError, match=r"must return a keras\.Model, not int"):
         task_of(model=lambda: 3).build(0)
 
 
@@ -312,7 +312,12 @@ def test_what_is_given_overrides_the_experiment():
 
 
 def test_an_experiment_names_functions_of_the_current_folder(tmp_path, monkeypatch):
-    code = "import numpy as np\nx, y = np.ones((4, 2)), np.arange(4)\ndef build(): raise RuntimeError\ndef load(): return (x, y), (x, y)\n"
+    code = """
+import numpy as np
+
+def build(): raise RuntimeError
+def load(): return (np.ones((4, 2)), np.arange(4)), (np.ones((4, 2)), np.arange(4))
+"""
     (tmp_path / "my_own_model.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
