@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import trainstep
 import trainstep_cli
-from trainstep.benchmarks import schema
+from trainstep.benchmarks import compare, schema
 from trainstep.benchmarks.spec import SpecError, parse_spec
 from trainstep.benchmarks.store import Store
 
@@ -166,7 +166,7 @@ def asked(monkeypatch):
         found.update(suite=suite, running=running)
         raise trainstep.errors.TrainstepError("enough")
 
-    monkeypatch.setattr(trainstep.benchmarks.compare, "run_suite", note)
+    monkeypatch.setattr(compare, "run_suite", note)
     return found
 
 
