@@ -14,6 +14,7 @@ import importlib.util
 import os
 import queue
 import re
+import signal
 import sys
 import threading
 import time
@@ -306,7 +307,8 @@ def _start(parent: int, receive: Callable[..., None], arguments: tuple[Any, ...]
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
-        os._exit(1)  # The suite was killed. Nobody waits for what is done here, and another may do it already.
+        # The suite was killed. Nobody waits for what is done here, and another may do it already.
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
     threading.Thread(target=watch, daemon=True).start()
     receive(*arguments)
