@@ -298,16 +298,18 @@ class _Engine:
 
     def _do_runs(self, workers: Sequence[Worker], left: Mapping[str, Place], bar: Progress) -> None:
         jobs = [Job(key, (place.workload, place.label), run_job, tuple(place)) for key, place in left.items()]
-        for outcome in work(jobs, workers, lambda job: self._start(job.key), self._options.time_limit):
-            place = left[outcome.job.key]
-            if outcome.result is None and outcome.error is None:
-                bar.begin(outcome.job.key, str(place))
-                continue
-            run = self._run_of(place, outcome)
-            self._store.add_run(run)
-            bar.end(run.key, failed=run.failure is not None)
-            for sink in self._options.sinks:
-                sink.add(run)
+        outcomes = work(jobs, workers, lambda job: self._start(job.key), self._options.time_limit)
+        with contextlib.closing(outcomes):  # Whatever happens here: nobody begins another run.
+            for outcome in outcomes:
+                place = left[outcome.job.key]
+                if outcome.result is None and outcome.error is None:
+                    bar.begin(outcome.job.key, str(place))
+                    continue
+                run = self._run_of(place, outcome)
+                self._store.add_run(run)
+                bar.end(run.key, failed=run.failure is not None)
+                for sink in self._options.sinks:
+                    sink.add(run)
 
     def _run_of(self, place: Place, outcome: Outcome) -> Run:
         if outcome.error is None:

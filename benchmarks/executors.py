@@ -8,17 +8,18 @@ is touched. What comes after gets a new process.
     Ray              actors of a cluster, an extra: pip install trainstep[ray]
 """
 
-import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import importlib.util
 import os
 import queue
 import re
+import signal
 import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from trainstep.benchmarks.errors import InvalidComparisonError, OutOfTimeError, WorkerDiedError
@@ -92,9 +93,12 @@ class LocalProcess(Worker):
             )
             if limit is not None:
                 self._pool.submit(_nothing).result()  # Its start, with the import of TensorFlow, is off the clock.
+        future = self._pool.submit(function, *arguments)
         try:
-            return self._pool.submit(function, *arguments).result(limit)
+            return future.result(limit)
         except concurrent.futures.TimeoutError as error:
+            if future.done():  # The function's own.
+                raise
             self.stop()
             raise OutOfTimeError(f"not done after {limit:g} seconds, the limit of a run") from error
         except concurrent.futures.process.BrokenProcessPool as error:
@@ -197,7 +201,7 @@ class Outcome(NamedTuple):
 
 def work(
     jobs: Sequence[Job], workers: Sequence[Worker], take: Callable[[Job], bool], limit: float | None = None
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Do `jobs`, and yield for each its beginning and its end, in the order in which they happen.
 
     A worker stays with a group as long as there is something left of it; then it takes one that nobody has touched;
@@ -303,7 +307,8 @@ def _start(parent: int, receive: Callable[..., None], arguments: tuple[Any, ...]
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
-        os._exit(1)  # The suite was killed. Nobody waits for what is done here, and another may do it already.
+        # The suite was killed. Nobody waits for what is done here, and another may do it already.
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
     threading.Thread(target=watch, daemon=True).start()
     receive(*arguments)

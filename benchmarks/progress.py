@@ -58,11 +58,6 @@ class Progress:
         self._bar.update(self._task, advance=1, failed=self._failures())
         self._show_running()
 
-    def leave(self, key: str) -> None:
-        """Show that somebody else is at the run `key`."""
-        self._running.pop(key, None)
-        self._show_running()
-
     def _show_running(self) -> None:
         names = list(self._running.values())
         more = f" and {len(names) - 2} more" if len(names) > 2 else ""

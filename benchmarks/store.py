@@ -29,7 +29,7 @@ from trainstep.benchmarks.records import Cost, Run
 
 APPLICATION = 0x7472_7374
 """What SQLite's `application_id` is in a store: "trst"."""
-VERSION = 1
+LAYOUT = 1
 """Of the tables."""
 SILENCE = 60.0
 """Seconds without a beat after which a suite counts as dead."""
@@ -121,19 +121,19 @@ class Store:
 
     def _check_or_make(self) -> None:
         [[application]] = self._connection.execute("PRAGMA application_id")
-        [[version]] = self._connection.execute("PRAGMA user_version")
+        [[layout]] = self._connection.execute("PRAGMA user_version")
         [[tables]] = self._connection.execute("SELECT count(*) FROM sqlite_master")
-        if not application and not version and not tables:
+        if not application and not layout and not tables:
             for statement in _SCHEMA.split(";"):  # Not `executescript`, which commits first.
                 self._connection.execute(statement)
             self._connection.execute(f"PRAGMA application_id = {APPLICATION}")
-            self._connection.execute(f"PRAGMA user_version = {VERSION}")
+            self._connection.execute(f"PRAGMA user_version = {LAYOUT}")
         elif application != APPLICATION:
             raise StoreError(f"{str(self.path)!r} is a database, but not a store of trainstep.")
-        elif version > VERSION:
+        elif layout > LAYOUT:
             raise StoreError(
-                f"{str(self.path)!r} was written by a newer trainstep (version {version} of its tables, and this one "
-                f"knows {VERSION}). Install that, or name another file."
+                f"{str(self.path)!r} was written by a newer trainstep (layout {layout} of its tables, and this one "
+                f"knows {LAYOUT}). Install that, or name another file."
             )
 
     def __enter__(self) -> "Store":

@@ -146,7 +146,7 @@ def test_a_file_that_is_no_store_is_refused_and_stays(path, tmp_path):
 
 def test_a_newer_store_is_refused(path):
     with Store(path) as store:
-        store._connection.execute(f"PRAGMA user_version = {stores.VERSION + 1}")
+        store._connection.execute(f"PRAGMA user_version = {stores.LAYOUT + 1}")
     with pytest.raises(StoreError, match="newer trainstep"):
         Store(path)
 
