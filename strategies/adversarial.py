@@ -31,6 +31,9 @@ from trainstep.replicas import assign
 from trainstep.step import Batch, Objective, Strategy, require
 from trainstep.strategies._attacks import Norm, attack, attackable, in_range
 
+_OUT_OF_RANGE = """adversarial: inputs lie outside of clip_range={}, where none is moved. Give the range of your data, \
+(0, 255) for images as they are stored, or scale them."""
+
 
 class AdversarialOptions(StrategyOptions):
     """The attack, its budget, and the share of clean examples."""
@@ -167,11 +170,8 @@ class Adversarial(Strategy):
         able = attackable(batch.x, self, options.inputs)
         if options.clip_range is not None:
             moved = [x for x, ok in zip(tf.nest.flatten(batch.x), able, strict=True) if ok]
-            message = (
-                f"adversarial: inputs lie outside of clip_range={options.clip_range}, where none is moved. "
-                "Give the range of your data, (0, 255) for images as they are stored, or scale them."
-            )
             within = tf.reduce_all([in_range(x, options.clip_range) for x in moved])
+            message = _OUT_OF_RANGE.format(options.clip_range)
             with tf.control_dependencies([require(within, message, UnsupportedInputError)]):
                 batch = batch._replace(x=tf.nest.map_structure(tf.identity, batch.x))
         seed = None
@@ -185,10 +185,7 @@ class Adversarial(Strategy):
             return _seam.probe(self, x, batch.y, batch.sample_weight, training=options.attack_mode == "training")
 
         return attack(
-            batch.x,
-            able,
-            loss_at,
-            functools.partial(differentiate, self),
+            *(batch.x, able, loss_at, functools.partial(differentiate, self)),
             seed=seed,
             epsilon=options.epsilon,
             norm=options.norm,

@@ -381,7 +381,7 @@ def test_each_hook_reaches_what_is_inside_of_it(name, options):
         return call
 
     step_hooks = ["transform_batch", "compute_objective", "compute_gradients", "update_weights", "report_metrics"]
-    inside = trainstep.Declaration("zzz: inside of all", trainstep.Stage.REPORT, "", "", neutral={})
+    inside = trainstep.Declaration("zzz_inside_of_all", trainstep.Stage.REPORT, "", "", neutral={})
     Inside = type(Strategy)("Inside", (Strategy,), {"declaration": inside, **{hook: spy(hook) for hook in step_hooks}})  # noqa: N806
     base = trainstep.get(name)
 
