@@ -209,16 +209,14 @@ def probe(model: Any, x: Any, y: Any, sample_weight: Any, *, training: bool) -> 
     statistics = _snapshot(model.non_trainable_variables) if training else []
     metrics = _snapshot(metric_variables(model))  # Now: those of `add_metric` are updated by the forward pass.
     y_pred = forward(model, x, training=training)
+    if not model.compiled_loss.built:
+        # Its first call would make its metrics, and what has no value yet cannot be given it back.
+        model.compiled_loss.build(y_pred)
     known = {id(variable) for variable, _ in metrics}
     metrics += _snapshot([variable for variable in metric_variables(model) if id(variable) not in known])
-    known = {id(variable) for variable, _ in metrics}
     loss = compute_loss(model, x, y, y_pred, sample_weight, training=training)
     for variable, value in [*statistics, *metrics]:
         variable.assign(value)
-    # The first call of the compiled loss makes its metrics, means all of them: what was entered goes.
-    for variable in metric_variables(model):
-        if id(variable) not in known:
-            variable.assign(tf.zeros_like(variable))
     return loss
 
 
