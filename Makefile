@@ -8,9 +8,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 .PHONY: compare test test-addons test-versions lint format docs support step-cost step-cost-addons memory clean
 
 compare: .venv/installed  ## Compare five strategies on handwritten digits; the report goes to results/.
-	.venv/bin/trainstep compare --workload digits_cnn --seeds 3 --output results \
-		--strategy standard --strategy gradient_clipping --strategy gradient_accumulation \
-		--strategy mixed_precision --strategy adversarial:epsilon=0.1
+	.venv/bin/trainstep compare docs/experiment.yaml --output results
 
 test: .venv/installed  ## Run the tests with the newest TensorFlow and Keras 3.
 	.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup
@@ -31,7 +29,7 @@ format: .venv/installed  ## Put imports and formatting in order.
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-docs: .venv/installed  ## Write the tables of the documentation anew.
+docs: .venv/installed  ## Write the table of strategies and the schema of experiments anew.
 	.venv/bin/python docs/catalogue.py
 
 support: .venv/installed .venv-addons/installed  ## Write anew what the tests show of each strategy.

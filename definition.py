@@ -1,7 +1,8 @@
 """What makes a class a strategy, and a model class one that strategies can train: checked when the class is made."""
 
+import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -51,8 +52,25 @@ class Declared:
         super().__init_subclass__(**kwargs)
         if issubclass(cls, keras.Model):
             _define_model(cls)
-        elif not root:
+        elif not root and _checked:
             _define_strategy(cls)
+
+
+_checked = True
+
+
+@contextlib.contextmanager
+def unpickled_by_value() -> Iterator[None]:
+    """Leave strategies unchecked where cloudpickle makes those of `__main__` anew: empty, and filled afterwards.
+
+    They were checked when they were defined.
+    """
+    global _checked
+    _checked = False
+    try:
+        yield
+    finally:
+        _checked = True
 
 
 def strategies_of(model_class: type) -> list[Any]:

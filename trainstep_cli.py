@@ -4,7 +4,6 @@ import contextlib
 import importlib.metadata
 import json
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -22,90 +21,6 @@ app = typer.Typer(
 )
 
 SYNTAX = "NAME, NAME:OPTION=VALUE,OPTION=VALUE, and several joined by +, such as gradient_clipping:global_clipnorm=0.5"
-
-
-class SpecError(typer.BadParameter):
-    """A strategy is not written as `SYNTAX` says."""
-
-
-def parse_spec(text: str) -> dict[str, dict[str, Any]]:
-    """Return strategies with their options by name, from text such as `adversarial:epsilon=0.1+gradient_clipping`.
-
-    A value is read as JSON (0.1, true, null, [0, 1], "text") or as Python writes it (.1, inf, True), else as it stands.
-
-    Raises:
-        SpecError: the text does not keep to the syntax; the message says where.
-    """
-    spec: dict[str, dict[str, Any]] = {}
-    for part in _split(text, "+"):
-        name, colon, options = (piece.strip() for piece in part.partition(":"))
-        if not name:
-            raise SpecError(f"A strategy is missing in {text!r}. Written: {SYNTAX}.")
-        if "=" in name:
-            raise SpecError(f"{name!r} in {text!r} has no name before its options. Written: {SYNTAX}.")
-        if name in spec:
-            raise SpecError(f"{name!r} is there twice in {text!r}. A strategy acts once per step.")
-        if colon and not options:
-            raise SpecError(f"There are no options after {name + ':'!r} in {text!r}. Leave out the colon for defaults.")
-        spec[name] = _parse_options(name, options) if options else {}
-    return spec
-
-
-def _parse_options(name: str, text: str) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for part in _split(text, ","):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not (key and equals and value):
-            if "(" in text:
-                raise SpecError(f"Write lists in the options of {name!r} with brackets: [0, 1], not (0, 1).")
-            raise SpecError(f"{part.strip()!r} in the options of {name!r} is not OPTION=VALUE. Written: {SYNTAX}.")
-        if key in options:
-            raise SpecError(f"The option {key!r} of {name!r} is there twice.")
-        options[key] = _parse_value(key, name, value)
-    return options
-
-
-def _parse_value(key: str, name: str, value: str) -> Any:
-    try:
-        return json.loads(_PYTHON_AS_JSON.get(value, value))
-    except json.JSONDecodeError:
-        if value[0] in "[{\"'":
-            raise SpecError(f"The value of {key!r} of {name!r} is not valid JSON: {value}") from None
-        if value[0] == "(":
-            raise SpecError(f"Write the value of {key!r} of {name!r} with brackets: [0, 1], not (0, 1).") from None
-    try:
-        return float(value)  # Such as .1 and inf.
-    except ValueError:
-        return value
-
-
-_PYTHON_AS_JSON = {"True": "true", "False": "false", "None": "null"}
-
-
-def _split(text: str, separator: str) -> list[str]:
-    """Split at each `separator` outside of brackets and quotes; a plus that belongs to a number does not count."""
-    parts, depth, quoted, begin = [], 0, False, 0
-    for index, character in enumerate(text):
-        if character == '"':
-            quoted = not quoted
-        elif quoted:
-            continue
-        elif character in "[{":
-            depth += 1
-        elif character in "]}":
-            depth -= 1
-        elif character == separator and depth == 0 and not _in_number(text, index):
-            parts.append(text[begin:index])
-            begin = index + 1
-    if quoted or depth:
-        raise SpecError(f"A {'quotation mark' if quoted else 'bracket'} in {text!r} has no counterpart.")
-    return [*parts, text[begin:]]
-
-
-def _in_number(text: str, index: int) -> bool:
-    exponent = re.search(r"[=,\[\s][-+]?[\d.]+[eE]$", text[:index]) and re.match(r"\+\d", text[index:])
-    sign = re.search(r"=\s*$", text[:index])
-    return text[index] == "+" and bool(exponent or sign)
 
 
 # --- TensorFlow, quietly --------------------------------------------------------------------------
@@ -198,45 +113,145 @@ def show(name: Annotated[str, typer.Argument(help="Name of a strategy, see `trai
 @app.command()
 def plan(spec: Annotated[str, typer.Argument(help=f"Strategies: {SYNTAX}.")]) -> None:
     """Show what a training step will do, in order, and what it costs."""
-    parsed = parse_spec(spec)
     package = _trainstep()
+    from trainstep.benchmarks.spec import parse_spec  # noqa: PLC0415
+
     with _explained():
-        typer.echo(str(package.plan(parsed)))
+        typer.echo(str(package.plan(parse_spec(spec))))
 
 
 @app.command()
-def compare(  # noqa: PLR0917  Each is an option of the command line, none is positional.
-    workload: Annotated[str, typer.Option("--workload", "-w", help="Model and data, see `trainstep list`.")],
-    strategy: Annotated[list[str], typer.Option("--strategy", "-s", help=f"Repeat for each. {SYNTAX}.")],
-    seeds: Annotated[int, typer.Option(min=1, help="How often each is trained, each time from other weights.")] = 3,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data. [default: the workload's]")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Examples a step. [default: the workload's]")] = None,
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", help="Folder for results.jsonl and report.html.")
+def schema() -> None:
+    """Print the JSON schema of experiment files, for editors."""
+    _trainstep()
+    from trainstep.benchmarks.schema import json_schema  # noqa: PLC0415
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@app.command()
+def compare(  # noqa: PLR0917  All but the first are options of the command line, none is positional.
+    experiment: Annotated[
+        str | None, typer.Argument(help="File .yaml or .toml, see docs/comparing.md. Options override what it says.")
     ] = None,
+    workload: Annotated[
+        list[str] | None,
+        typer.Option("--workload", "-w", help="Model and data, see `trainstep list`. Repeat for each."),
+    ] = None,
+    strategy: Annotated[list[str] | None, typer.Option("--strategy", "-s", help=f"Repeat for each. {SYNTAX}.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="How often each is trained, each time from other weights. [default: 5]")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data. [default: the workload's]")] = None,
+    updates: Annotated[int | None, typer.Option(min=1, help="Instead: steps.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0, help="Instead: seconds of training.")] = None,
+    target: Annotated[str | None, typer.Option(help="METRIC=VALUE waited for, such as accuracy=0.95.")] = None,
+    noise: Annotated[float | None, typer.Option(min=0, max=1, help="Share of training labels made wrong.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Examples a step. [default: the workload's]")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="Of Keras: NAME or NAME:OPTION=VALUE,...")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="Of the optimizer.")] = None,
+    loss: Annotated[str | None, typer.Option(help="Of Keras, by name.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", help="Of Keras, by name. Repeat; verdicts are on the first.")
+    ] = None,
+    attack: Annotated[
+        str | None,
+        typer.Option(help="Behind the robust accuracy: OPTION=VALUE,... such as epsilon=0.1,steps=40; none."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Own model, package.module:function. It returns a new one.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Own data, package.module:function. It returns (train, validation).")
+    ] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Folder with data that are not to be downloaded.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Folder for results.sqlite, report.html and report.md.")
+    ] = None,
+    store: Annotated[str | None, typer.Option(help="SQLite file for the results, where it is another.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Store of an earlier comparison: say what changed, and end with code 3 if so.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that train; 1: this one. [default: one for each core]")
+    ] = None,
+    executor: Annotated[str | None, typer.Option(help="Where they run: processes, or ray.")] = None,
+    time_limit: Annotated[float | None, typer.Option(min=0, help="Seconds after which a run is given up.")] = None,
+    retry_failed: Annotated[
+        bool | None, typer.Option("--retry-failed", help="Do again what failed and is in the store.")
+    ] = None,
+    cost: Annotated[
+        bool | None, typer.Option("--cost/--no-cost", help="Measure what a step costs. [default: cost]")
+    ] = None,
+    tensorboard: Annotated[str | None, typer.Option(help="Folder for TensorBoard's scalars and HParams.")] = None,
+    mlflow: Annotated[str | None, typer.Option(help="MLflow: an SQLite file, or the address of a server.")] = None,
 ) -> None:
-    """Train one model by several strategies and compare accuracy, robustness and cost with `standard`."""
-    strategies: dict[str, Any] = {}
-    for text in strategy:
-        label = text.strip()
-        if label in strategies:
-            raise SpecError(f"{label!r} is given twice. Leave one out, or give it other options.")
-        strategies[label] = parse_spec(text)
-    package = _trainstep()
+    """Train one model by several strategies and compare quality, robustness and cost with `standard`."""
+    flags = {
+        name: value for name, value in locals().items() if name not in ("experiment", "strategy", "metric", "against")
+    }
+    flags["strategies"], flags["metrics"] = strategy or None, metric or None
+    flags["workload"] = workload or None
+    _trainstep()
+    with _explained():
+        result = _compared(experiment, flags)
+        _print(result)
+        changed = against is not None and _say_changes(result, against)
+    if any(run.failure for run in result.runs):
+        raise typer.Exit(1)
+    if changed:
+        raise typer.Exit(3)
+
+
+def _compared(experiment: str | None, flags: dict[str, Any]) -> Any:
+    from trainstep.benchmarks import optimizers, request  # noqa: PLC0415
+    from trainstep.benchmarks.compare import run_suite  # noqa: PLC0415
+    from trainstep.benchmarks.spec import parse_options  # noqa: PLC0415
+
+    if flags["optimizer"] is not None:
+        flags["optimizer"] = optimizers.parse(flags["optimizer"])
+    if flags["attack"] is not None:
+        flags["attack"] = False if flags["attack"] == "none" else parse_options("attack", flags["attack"])
+    wanted, running = request.merged(experiment, flags)
+    return run_suite(request.suite_of(**wanted), **running)
+
+
+def _say_changes(result: Any, against: str) -> bool:
+    from trainstep.benchmarks.comparison import Comparison  # noqa: PLC0415
+
+    earlier = Comparison.from_store(against)
+    typer.echo(f"\nAgainst {against}:\n{result.against(earlier)}")
+    return result.changed(earlier)
+
+
+def _print(result: Any) -> None:
     from rich.console import Console  # noqa: PLC0415
 
-    from trainstep.benchmarks import report  # noqa: PLC0415
+    Console().print(result.table())
+    if result.output is not None:
+        for name in ("results.sqlite", "report.html", "report.md"):
+            if (result.output / name).exists():
+                typer.echo(str(result.output / name))
+
+
+@app.command()
+def report(
+    store: Annotated[str, typer.Argument(help="Store of a comparison, results.sqlite.")],
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Folder for report.html and report.md; none: only the table.")
+    ] = None,
+) -> None:
+    """Show what is in a store, and write its report."""
+    _trainstep()
+    from rich.console import Console  # noqa: PLC0415
+
+    from trainstep.benchmarks.comparison import Comparison  # noqa: PLC0415
 
     with _explained():
-        result = package.compare(
-            workload=workload, strategies=strategies, seeds=seeds, epochs=epochs, batch_size=batch_size, output=output
-        )
-    console = Console()
-    console.print(report.table(result.cells, result.control, console.width))
-    if result.output is not None:
-        typer.echo(f"Results: {result.output / 'results.jsonl'}\nReport:  {result.output / 'report.html'}")
-    if any(cell.failure for cell in result.cells):
-        raise typer.Exit(1)
+        comparison = Comparison.from_store(store)
+        Console().print(comparison.table())
+        if output is not None:
+            comparison.write(output)
+            typer.echo(os.path.join(output, "report.html"))
+            typer.echo(os.path.join(output, "report.md"))
 
 
 def main() -> None:

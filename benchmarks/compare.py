@@ -1,4 +1,4 @@
-"""The comparison: every strategy, every seed, one control.
+"""The comparison: every strategy, every workload, every seed, one control.
 
 comparison = trainstep.compare(
     model=build, train=(x, y), validation=(x_val, y_val), seeds=5, epochs=10,
@@ -7,156 +7,169 @@ comparison = trainstep.compare(
 print(comparison)
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainstep.benchmarks import report, request
-from trainstep.benchmarks import workload as workloads
+from trainstep.benchmarks import engine, request
 from trainstep.benchmarks.attack import Attack
-from trainstep.benchmarks.cost import measure_costs
 from trainstep.benchmarks.data import Source
-from trainstep.benchmarks.environment import environment
 from trainstep.benchmarks.errors import InvalidComparisonError
-from trainstep.benchmarks.progress import Progress
-from trainstep.benchmarks.result import Cell, Settings, free_folder, write_line
-from trainstep.benchmarks.runner import Trainer, run_cell
-from trainstep.benchmarks.summary import Row, rows
+from trainstep.benchmarks.records import Target
+from trainstep.benchmarks.sinks import sinks
+from trainstep.benchmarks.store import Store
 from trainstep.composition import Spec
 
+if TYPE_CHECKING:
+    from trainstep.benchmarks.comparison import Comparison
 
-@dataclass(frozen=True)
-class Comparison:
-    """What came out. Prints as a table."""
-
-    cells: tuple[Cell, ...]
-    """One for each strategy and seed."""
-    control: str
-    """Label of the strategy the others are compared with."""
-    output: Path | None = None
-    """The folder with results.jsonl and report.html; None where nothing was written."""
-
-    @property
-    def rows(self) -> list[Row]:
-        """One row for each strategy: values over the seeds, and the difference to the control."""
-        return rows(self.cells, self.control)
-
-    def to_html(self, path: str | Path) -> None:
-        """Write the report, one page that needs nothing else, to the file `path`."""
-        report.write_html(self.cells, self.control, Path(path))
-
-    def __str__(self) -> str:
-        return report.text(self.cells, self.control)
-
-    def _repr_html_(self) -> str:
-        return report.html_table(self.cells, self.control)
+STORE = "results.sqlite"
+"""Name of the store in an output folder."""
 
 
 def compare(
     *,
-    strategies: Mapping[str, Spec] | Sequence[str],
-    workload: str | None = None,
+    strategies: Mapping[str, Spec] | Sequence[str] | None = None,
+    experiment: Any = None,
+    workload: str | Sequence[str] | None = None,
+    noise: float | None = None,
+    data_dir: str | Path | None = None,
     model: Callable[..., Any] | None = None,
-    train: Source = None,
+    train: Source | Callable[[], Any] = None,
     validation: Source = None,
-    seeds: int | Sequence[int] = 3,
+    seeds: int | Sequence[int] | None = None,
     epochs: int | None = None,
+    updates: int | None = None,
+    seconds: float | None = None,
     batch_size: int | None = None,
     optimizer: Any = None,
+    learning_rate: float | None = None,
     loss: Any = None,
     metric: Any = None,
-    attack: Attack | Mapping[str, Any] | None = None,
+    metrics: Sequence[Any] | None = None,
+    higher_is_better: bool | None = None,
+    attack: Attack | Mapping[str, Any] | bool | None = None,
+    target: Target | Mapping[str, float] | float | None = None,
     output: str | Path | None = None,
+    store: str | Path | None = None,
+    workers: int | None = None,
+    executor: str | None = None,
+    cost: bool | None = None,
+    time_limit: float | None = None,
+    retry_failed: bool | None = None,
+    tensorboard: str | Path | None = None,
+    mlflow: str | Path | None = None,
     progress: bool | None = None,
-) -> Comparison:
+) -> "Comparison":
     """Train one model by several strategies, from the same weights on the same data, and compare.
 
-    Strategies and options are checked before data are read. A strategy that fails in training is a
-    row with its reason. `standard` is the control, and added where it is missing. The global random
-    seeds of Python, NumPy and Keras are set for each run.
+    Strategies and options are checked before data are read. A strategy that fails in training is a row with its
+    reason. `standard` is the control, and added where it is missing. Each run sets the global random seeds of Python,
+    NumPy and Keras in its process.
+
+    Runs happen side by side in processes of their own, where a run that crashes, or takes longer than `time_limit`, is
+    a row with its reason. What a step costs is measured before them, in a process of its own, while nothing else runs.
+    With a `store`, or an `output`, each result is kept as soon as it is there: the same call goes on where one that was
+    killed stopped, and what is there is not done again.
 
     Args:
         strategies: names; or a mapping from labels to what `trainstep.apply` takes: a name, a list of
             names, or a mapping from names to options.
-        workload: one of `trainstep.benchmarks.workload.names()`; then `model`, `train` and `validation`
+        experiment: an `Experiment`, or the path of a file that describes one; other arguments override it.
+        workload: one or several of `trainstep.benchmarks.workload.names()`; then `model`, `train` and `validation`
             are left out, and what is not given is as the workload has it.
+        noise: share of training labels made wrong, the same ones for all runs.
+        data_dir: folder with the data of workloads, where Keras's own has none.
         model: a function without arguments, or with one called `seed`, that returns a new
             `keras.Model`, not compiled.
         train: (x, y) or (x, y, sample_weight), arrays or structures of arrays with the examples along
             the first axis; or a batched `tf.data.Dataset` that ends. Arrays are shuffled for each epoch,
-            alike for all strategies; a dataset is iterated as it is, so give its `shuffle` a seed.
+            alike for all strategies; a dataset is iterated as it is, so give its `shuffle` a seed. Or a function
+            that returns (train, validation), called once in each process.
         validation: the same; never shuffled.
-        seeds: how many, counted from 0, or which.
+        seeds: how many, counted from 0, or which; 5.
         epochs: passes over the training data; 10 without a workload.
+        updates: instead of epochs: steps of training.
+        seconds: instead of epochs: of training, tracing included and evaluation left out.
         batch_size: examples a step, for arrays; 32 without a workload.
         optimizer: a name, an optimizer to be copied, or a function that returns a new one; "adam".
+        learning_rate: of an optimizer given by name, or of the workload's.
         loss: as in `keras.Model.compile`; "sparse_categorical_crossentropy".
         metric: a name, a metric to be copied, or a function that returns a new one; "accuracy".
+        metrics: several of them; verdicts are on the first.
+        higher_is_better: of the first metric; None: as its name says.
         attack: budget of the attack for the robust accuracy: `Attack`, or a mapping with at least
-            "epsilon" in units of the input. None: that of the workload, and none without one.
-        output: folder for results.jsonl, a line as soon as a run ends, and report.html. Where it holds
-            results already they stay, and these go to a new folder inside, named by date and time.
-        progress: show a progress bar; None: where the error stream is a terminal.
+            "epsilon" in units of the input. None: that of the workload, and none without one. False: none.
+        target: the value of the first metric, or {metric: value}, whose first crossing is waited for.
+        output: folder for the store, results.sqlite, and for report.html and report.md.
+        store: file of the store, where it is another.
+        workers: processes at once. None: one for each core, or 1 where the model or the data cannot be sent to another
+            process, such as a `tf.data.Dataset`. 1: all happens in this process, costs too. Then a run that crashes or
+            hangs cannot be survived, `time_limit` is of no effect, and memory is not measured on a CPU.
+        executor: "processes" of this machine, the default; or "ray": actors of the cluster Ray is connected to.
+        cost: whether to measure what a step costs; True.
+        time_limit: seconds a run may take, the start of its process left out.
+        retry_failed: do again what is in the store as a failure.
+        tensorboard: folder for TensorBoard's scalars and HParams of each run.
+        mlflow: address of a server of MLflow, or path of an SQLite file of it, for each run.
+        progress: show progress; None: where the error stream is a terminal.
 
     Returns:
-        The comparison, with one cell for each strategy and seed.
+        The comparison, with one run for each workload, strategy and seed.
 
     Raises:
         InvalidComparisonError, InvalidDataError, MissingDataError, NotAModelError: the arguments, the data
             or the model are wrong.
+        StoreError: the store cannot be written, or is none.
         UnknownWorkloadError: there is no workload of that name.
         UnknownStrategyError, InvalidOptionsError, RepeatedStrategyError, StrategyConflictError,
             InvalidSpecError: the strategies or the attack are.
     """
-    compositions, control = request.compositions(strategies)
-    chosen = request.seeds(seeds)
-    given = request.changes(
-        epochs=epochs, batch_size=batch_size, optimizer=optimizer, loss=loss, metric=metric, attack=attack
+    wanted, running = request.merged(experiment, {k: v for k, v in locals().items() if k != "experiment"})
+    return run_suite(request.suite_of(**wanted), **running)
+
+
+def run_suite(
+    suite: engine.Suite,
+    *,
+    output: str | Path | None = None,
+    store: str | Path | None = None,
+    workers: int | None = None,
+    executor: str = "processes",
+    cost: bool = True,
+    time_limit: float | None = None,
+    retry_failed: bool = False,
+    tensorboard: str | Path | None = None,
+    mlflow: str | Path | None = None,
+    progress: bool | None = None,
+) -> "Comparison":
+    """Run what `suite` lacks in its store, and return the comparison; see `compare` for the arguments."""
+    from trainstep.benchmarks.comparison import Comparison  # noqa: PLC0415  Who only runs needs no plots.
+
+    folder = None if output is None else _folder(Path(output))
+    options = engine.Options(
+        workers=workers,
+        executor=executor,
+        cost=cost,
+        time_limit=time_limit,
+        retry_failed=retry_failed,
+        progress=progress,
+        sinks=sinks(tensorboard, mlflow),
     )
-    if workload is not None:
-        if model is not None or train is not None or validation is not None:
-            raise InvalidComparisonError("Give a workload, or your own model, train and validation, but not both.")
-        task = request.task_of_workload(workloads.get(workload), given)
-    elif model is None or train is None or validation is None:
-        raise InvalidComparisonError(
-            f"Give model=, train= and validation=, or workload= with one of: {', '.join(workloads.names())}."
-        )
-    else:
-        task = request.task_of_user(model, train, validation, given)
-    folder = None if output is None else free_folder(Path(output))
-    settings = request.settings(workload or "own model and data", task)
-    trainers = {label: Trainer(task, composition) for label, composition in compositions.items()}
-    cells = []
-    with Progress(total=len(compositions) * len(chosen) * task.epochs, shown=progress) as bar:
-        for cell in _cells(trainers, settings, control, chosen, bar):
-            cells.append(cell)
-            if folder is not None:
-                write_line(folder / "results.jsonl", cell)
-    comparison = Comparison(tuple(cells), control, folder)
+    with tempfile.TemporaryDirectory() as nowhere:
+        path = Path(store) if store is not None else (folder or Path(nowhere)) / STORE
+        with Store(path) as opened:
+            runs, costs = engine.run(suite, opened, options)
+    comparison = Comparison(runs, costs, suite.control, folder)
     if folder is not None:
-        comparison.to_html(folder / "report.html")
+        comparison.write(folder)
     return comparison
 
 
-def _cells(
-    trainers: dict[str, Trainer], settings: Settings, control: str, seeds: list[int], bar: Progress
-) -> Iterator[Cell]:
-    bar.say("cost of a step")
-    costs, failures = measure_costs(trainers, control=control, seed=seeds[0])
-    where = environment()
-    for seed in seeds:
-        for label, trainer in trainers.items():
-            bar.say(f"{label}, seed {seed}")
-            cell = Cell(
-                label=label,
-                spec=trainer.spec,
-                seed=seed,
-                cost=costs.get(label),
-                not_costed=failures.get(label),
-                settings=settings,
-                environment=where,
-            )
-            cell = run_cell(trainer, cell, bar.advance)
-            bar.advance(settings.epochs - len(cell.metrics))  # What a run that failed leaves out.
-            yield cell
+def _folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidComparisonError(f"Nothing can be written to output={str(path)!r}: {error.strerror}.") from error
+    return path

@@ -11,12 +11,28 @@ class InvalidComparisonError(TrainstepError):
     """The arguments of `compare` leave something out, or contradict each other."""
 
 
+class InvalidExperimentError(InvalidComparisonError):
+    """A file, or a mapping, that describes an experiment is wrong; the message gives the line of each mistake."""
+
+
 class InvalidDataError(TrainstepError):
     """The data, or a file of results, are not of the form asked for."""
 
 
 class MissingDataError(TrainstepError):
     """The data of a workload are not on this machine and cannot be downloaded."""
+
+
+class StoreError(TrainstepError):
+    """A file is no store of results, is one of a newer version, or cannot be written."""
+
+
+class WorkerDiedError(RuntimeError):
+    """The process of a run ended before the run did. Recorded as the reason in a result, not raised to the user."""
+
+
+class OutOfTimeError(RuntimeError):
+    """A run took longer than its limit. Recorded as the reason in a result, not raised to the user."""
 
 
 class DivergedError(ArithmeticError):

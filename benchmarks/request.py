@@ -1,25 +1,178 @@
-"""Checking what `compare` is asked for, before any data are read."""
+"""Checking what `compare` is asked for, before any data are read or any model is built."""
 
 import functools
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from trainstep import registry
+from trainstep.benchmarks import datasets, optimizers, own
+from trainstep.benchmarks import workload as workloads
 from trainstep.benchmarks.attack import Attack
-from trainstep.benchmarks.data import Source, checked
+from trainstep.benchmarks.data import Source, Split, checked
 from trainstep.benchmarks.errors import InvalidComparisonError
-from trainstep.benchmarks.result import Settings
+from trainstep.benchmarks.experiment import Experiment, WorkloadChoice, seeds
+from trainstep.benchmarks.records import Budget, Settings, Target
 from trainstep.benchmarks.runner import Task
+from trainstep.benchmarks.spec import expanded, parse_spec
 from trainstep.benchmarks.workload import Workload
-from trainstep.composition import Composition, Spec, applied, compose
+from trainstep.composition import Composition, Spec, compose
 from trainstep.declaration import validated_options
-from trainstep.errors import InvalidSpecError, NotAModelError, UnknownStrategyError
+from trainstep.errors import InvalidSpecError, UnknownStrategyError
 
 CONTROL = "standard"
+SEEDS = 5
+"""With fewer nothing is called better or worse."""
+OWN = "own model and data"
+"""The label where no workload was named."""
+
+WANTED = (
+    "strategies", "workload", "noise", "data_dir", "model", "train", "validation", "seeds", "epochs", "updates",
+    "seconds", "batch_size", "optimizer", "learning_rate", "loss", "metric", "metrics", "higher_is_better", "attack",
+    "target",
+)  # fmt: skip
+"""Arguments of `suite_of`; all others of an experiment say how it is run."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is asked for: everything checked, nothing read yet."""
+
+    tasks: dict[str, Task]
+    """By label of the workload, such as "digits_cnn" or "digits_cnn noise=0.4"."""
+    compositions: dict[str, Composition]
+    """By label of the strategy, in order; the control is among them."""
+    control: str
+    """Label of the strategy the others are compared with."""
+    seeds: tuple[int, ...]
+    settings: dict[str, Settings]
+    """By label of the workload."""
+
+
+def merged(
+    experiment: Experiment | Mapping[str, Any] | str | Path | None, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what is wanted, as arguments of `suite_of`, and how it is to be run.
+
+    Args:
+        experiment: an experiment, a mapping of its fields, or a file; None for none.
+        given: arguments by name, which override the experiment's; those that are None do not count. A budget overrides
+            any other, a workload an own model, and the other way round.
+
+    Raises:
+        InvalidExperimentError: the experiment is wrong.
+        InvalidComparisonError: its model or data cannot be imported.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if experiment is None:
+        asked: dict[str, Any] = {}
+    else:
+        read = Experiment.read(experiment)
+        names = [name for name in Experiment.model_fields if getattr(read, name) not in (None, ())]
+        asked = {name: getattr(read, name) for name in names}
+        asked["strategies"] = read.specs()
+    for rivals in (("epochs", "updates", "seconds"), ("metric", "metrics")):
+        if given.keys() & set(rivals):
+            asked = {name: value for name, value in asked.items() if name not in rivals}
+    if "workload" in given:
+        asked = {name: value for name, value in asked.items() if name not in ("model", "data")}
+    if "model" in given:
+        asked.pop("workload", None)
+    asked |= given
+    if isinstance(asked.get("model"), str):
+        asked["model"] = own.imported(asked["model"], "model")
+    if "data" in asked:
+        data = asked.pop("data")
+        asked["train"] = own.imported(data, "data") if isinstance(data, str) else data
+    wanted = {name: value for name, value in asked.items() if name in WANTED}
+    return wanted, {name: value for name, value in asked.items() if name not in WANTED}
+
+
+def suite_of(
+    *,
+    experiment: Experiment | Mapping[str, Any] | str | Path | None = None,
+    strategies: Mapping[str, Spec] | Sequence[str] | None = None,
+    workload: Any = None,
+    noise: float | None = None,
+    data_dir: str | Path | None = None,
+    model: Callable[..., Any] | None = None,
+    train: Source | Callable[[], Any] = None,
+    validation: Source = None,
+    seeds: int | Sequence[int] | None = None,
+    epochs: int | None = None,
+    updates: int | None = None,
+    seconds: float | None = None,
+    batch_size: int | None = None,
+    optimizer: Any = None,
+    learning_rate: float | None = None,
+    loss: Any = None,
+    metric: Any = None,
+    metrics: Any = None,
+    higher_is_better: bool | None = None,
+    attack: Attack | Mapping[str, Any] | bool | None = None,
+    target: Any = None,
+) -> Suite:
+    """Return the suite that is asked for; all of `trainstep.compare`'s arguments that say what, and not how.
+
+    Args, where they differ from those of `trainstep.compare`:
+        experiment: see `merged`; how it is to be run is left out.
+        strategies, seeds, epochs, updates, seconds, batch_size, loss, model, validation: see there.
+        workload: a name, `Workload`, {"name": ..., "noise": ...}, or several of them.
+        noise: share of training labels made wrong, of all workloads.
+        data_dir: folder with the data of workloads.
+        train: data; or a function that returns (train, validation), called when they are needed, and in each process.
+        optimizer: a name, a mapping (see `trainstep.benchmarks.optimizers`), an optimizer to be copied, or a function
+            that returns a new one.
+        learning_rate: of an optimizer given by name, or of the workload's.
+        metric, metrics: one or several: names, metrics to be copied, or functions that return a new one.
+        higher_is_better: of the first metric; None: as its name says.
+        attack: budget; False: none. None: that of the workload.
+        target: {metric: value}, a `Target`, or the value of the first metric; None: that of the workload.
+
+    Raises:
+        See `trainstep.compare`.
+    """
+    if experiment is not None:
+        given = {name: value for name, value in locals().items() if name != "experiment"}
+        return suite_of(**merged(experiment, given)[0])
+    if strategies is None:
+        raise InvalidComparisonError("Give strategies= to compare, such as ['standard'].")
+    composed, control = compositions(strategies)
+    chosen = _seeds(SEEDS if seeds is None else seeds)
+    changes = {
+        "budget": _budget(epochs, updates, seconds),
+        "batch_size": _positive("batch_size", batch_size),
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
+        "loss": loss,
+        "metrics": _metrics(metric, metrics),
+        "higher_is_better": higher_is_better,
+        "attack": attack if attack is None or attack is False else validated_options("attack", Attack, attack),
+        "target": target,
+    }
+    if workload is not None:
+        if model is not None or train is not None or validation is not None:
+            raise InvalidComparisonError("Give a workload, or your own model, train and validation, but not both.")
+        folder = None if data_dir is None else Path(data_dir)
+        made = [_of_workload(one, folder, changes) for one in _workloads(workload, noise)]
+    elif model is None or train is None or (validation is None and not own.is_loader(train)):
+        raise InvalidComparisonError(
+            f"Give model=, train= and validation=, or workload= with one of: {', '.join(workloads.names())}."
+        )
+    else:
+        made = [_of_user(model, train, validation, noise or 0.0, changes)]
+    tasks = dict(made)
+    if len(tasks) < len(made):
+        raise InvalidComparisonError(f"A workload is given twice: {', '.join(label for label, _ in made)}.")
+    return Suite(tasks, composed, control, chosen, {label: task.settings for label, task in tasks.items()})
+
+
+# --- Strategies -----------------------------------------------------------------------------------
 
 
 def compositions(strategies: Mapping[str, Spec] | Sequence[str]) -> tuple[dict[str, Composition], str]:
@@ -34,13 +187,23 @@ def compositions(strategies: Mapping[str, Spec] | Sequence[str]) -> tuple[dict[s
     if isinstance(strategies, Mapping):
         given = dict(strategies)
     elif isinstance(strategies, Sequence) and all(isinstance(name, str) for name in strategies):
-        given = {name: name for name in strategies}
+        repeated = sorted({name for name in strategies if strategies.count(name) > 1})
+        if repeated:
+            raise InvalidSpecError(f"{repeated[0]!r} is listed twice. Leave one out, or give it other options.")
+        given = {name.strip(): name for name in strategies}
     else:
         raise InvalidSpecError(
             "`strategies` is a list of names, or a mapping from labels to a name, a list of names or "
             f"{{name: options}}, not {strategies!r}."
         )
-    composed = {str(label): _composed(label, spec) for label, spec in given.items()}
+    composed: dict[str, Composition] = {}
+    for label, spec in given.items():
+        spec = parse_spec(spec) if isinstance(spec, str) else spec  # noqa: PLW2901
+        variants = expanded(str(label), spec) if isinstance(spec, Mapping) else [(str(label), spec)]
+        for full, variant in variants:
+            if full in composed:
+                raise InvalidSpecError(f"Two strategies would be labelled {full!r}.")
+            composed[full] = _composed(label, variant)
     control_class = registry.get(CONTROL)
     control = next((label for label, composition in composed.items() if list(composition) == [control_class]), None)
     if control is None:
@@ -63,117 +226,242 @@ def _composed(label: Any, spec: Any) -> Composition:
         raise
 
 
-def seeds(given: int | Sequence[int]) -> list[int]:
-    """Return the seeds: as many as asked for, from 0 on, or those given."""
-    chosen = list(range(given)) if isinstance(given, int) else list(given) if isinstance(given, Iterable) else []
-    if not chosen or len(set(chosen)) < len(chosen) or not all(isinstance(s, int) and 0 <= s < 2**31 for s in chosen):
-        raise InvalidComparisonError(
-            f"`seeds` is how many, at least 1, or different integers from 0 to 2**31 - 1, not {given!r}."
-        )
-    return chosen
+_seeds = seeds  # `suite_of` has an argument of that name.
 
 
-def changes(
-    *, epochs: Any, batch_size: Any, optimizer: Any, loss: Any, metric: Any, attack: Attack | Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Return what the user set himself, by the name of its field in `Task`."""
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if value is not None and not (isinstance(value, int) and value > 0):
-            raise InvalidComparisonError(f"`{name}` must be a positive integer, not {value!r}.")
-    given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "loss": loss}
-    if attack is not None:
-        given["attack"] = validated_options("attack", Attack, attack)
-    if optimizer is not None:
-        given["make_optimizer"] = _maker(optimizer, keras.optimizers.get)
-        given["make_optimizer"]()
-    if metric is not None:
-        given["make_metric"] = _maker(metric, lambda name: name)
-    return {name: value for name, value in given.items() if value is not None}
+# --- Settings -------------------------------------------------------------------------------------
 
 
-def task_of_workload(workload: Workload, given: Mapping[str, Any]) -> Task:
-    """Return the task of `workload` with the changes `given`; reads its data."""
-    split = workload.load()
+def _positive(name: str, value: Any) -> Any:
+    if value is not None and (isinstance(value, bool) or not (isinstance(value, int) and value > 0)):
+        raise InvalidComparisonError(f"`{name}` must be a positive integer, not {value!r}.")
+    return value
+
+
+def _budget(epochs: Any, updates: Any, seconds: Any) -> Budget | None:
+    given = {"epochs": epochs, "updates": updates, "seconds": seconds}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) > 1:
+        raise InvalidComparisonError(f"A run has one budget: give {' or '.join(given)}, but not both.")
+    _positive("epochs", epochs)
+    _positive("updates", updates)
+    numeric = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if seconds is not None and not (numeric and 0 < seconds < float("inf")):
+        raise InvalidComparisonError(f"`seconds` must be a positive number, not {seconds!r}.")
+    return Budget(**given) if given else None
+
+
+def _metrics(metric: Any, metrics: Any) -> list[Any] | None:
+    if metric is not None and metrics is not None:
+        raise InvalidComparisonError("Give metric= or metrics=, but not both.")
+    given = metric if metrics is None else metrics
+    if given is None:
+        return None
+    several = list(given) if isinstance(given, list | tuple) else [given]
+    if not several:
+        raise InvalidComparisonError("`metrics` names at least one metric: verdicts are on the first.")
+    return several
+
+
+def _of_workload(workload: Workload, folder: Path | None, changes: Mapping[str, Any]) -> tuple[str, Task]:
     defaults = {
-        "epochs": workload.epochs,
+        "budget": Budget(epochs=workload.epochs),
         "batch_size": workload.batch_size,
-        "make_optimizer": workload.make_optimizer,
+        "optimizer": workload.optimizer,
         "loss": workload.loss,
-        "make_metric": lambda: workload.metric,
+        "metrics": list(workload.metrics),
         "attack": workload.attack,
+        "target": workload.target,
     }
-    train, validation = checked(split.train, "train"), checked(split.validation, "validation")
-    # The reference models draw at random in training only for dropout, which on Keras 2 nobody can set back.
-    reusable = "dropout" not in workload.model_options and "make_optimizer" not in given
-    return Task(build=workload.build, train=train, validation=validation, reusable=reusable, **{**defaults, **given})
+    task = _task(
+        build=workload.build,
+        load=functools.partial(workload.read, folder),
+        label=workload.name,
+        noise=workload.noise,
+        examples=workload.examples,
+        steps=None,
+        defaults=defaults,
+        changes=changes,
+        # The reference models draw at random in training only for dropout, which on Keras 2 nobody can set back.
+        known=not workload.draws_while_training,
+    )
+    return workload.label, task
 
 
-def task_of_user(model: Any, train: Source, validation: Source, given: Mapping[str, Any]) -> Task:
-    """Return the task of a user's own builder and data.
-
-    Raises:
-        NotAModelError: `model` is not a function, or what it returns is not a `keras.Model`.
-        InvalidDataError: the data are of another form.
-    """
+def _of_user(model: Any, train: Any, validation: Source, noise: float, changes: Mapping[str, Any]) -> tuple[str, Task]:
     defaults = {
-        "epochs": 10,
+        "budget": Budget(epochs=10),
         "batch_size": 32,
-        "make_optimizer": functools.partial(keras.optimizers.get, "adam"),
+        "optimizer": {"name": "adam"},
         "loss": "sparse_categorical_crossentropy",
-        "make_metric": lambda: "accuracy",
+        "metrics": ["accuracy"],
         "attack": None,
+        "target": None,
     }
-    train, validation = checked(train, "train"), checked(validation, "validation")
-    return Task(build=_builder(model), train=train, validation=validation, **{**defaults, **given})
+    workloads.check_noise(noise)
+    build = own.builder(model)
+    examples = steps = None
+    if own.is_loader(train):
+        load: Callable[[], Split] = functools.partial(own.loaded, train, noise)
+    else:
+        split = Split(checked(train, "train"), checked(validation, "validation"))
+        if isinstance(split.train, tf.data.Dataset):
+            if noise:
+                raise InvalidComparisonError("Label noise needs arrays; put it into your tf.data.Dataset yourself.")
+            size = int(split.train.cardinality())
+            steps = size if size > 0 else None
+        else:
+            examples = len(tf.nest.flatten(split.train)[0])
+        load = functools.partial(datasets.with_noise, split, noise)
+    is_dataset = isinstance(train, tf.data.Dataset)
+    task = _task(
+        build=build,
+        load=load,
+        label=OWN,
+        noise=noise,
+        examples=examples,
+        steps=steps,
+        defaults={**defaults, "batch_size": None} if is_dataset else defaults,
+        changes={**changes, "batch_size": None} if is_dataset else changes,
+        known=False,
+    )
+    return (f"{OWN} noise={noise:g}" if noise else OWN), task
 
 
-def settings(name: str, task: Task) -> Settings:
-    """Return the record of what all cells share."""
-    optimizer, metric = task.make_optimizer(), task.make_metric()
-    config = {key: value for key, value in optimizer.get_config().items() if isinstance(value, str | int | float)}
-    return Settings(
-        workload=name,
-        epochs=task.epochs,
-        batch_size=None if isinstance(task.train, tf.data.Dataset) else task.batch_size,
-        optimizer={"class": type(optimizer).__name__, **config},
-        loss=_name(task.loss),
-        metric=_name(metric),
-        attack=None if task.attack is None else task.attack.model_dump(mode="json"),
+def _task(
+    *,
+    build: Callable[[int], Any],
+    load: Callable[[], Split],
+    label: str,
+    noise: float,
+    examples: int | None,
+    steps: int | None,
+    defaults: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    known: bool,
+) -> Task:
+    """Return the task.
+
+    Args:
+        build: seed -> a new model.
+        load: reads the data.
+        label: of the workload, without its noise.
+        noise: share of labels.
+        examples: for training, where known.
+        steps: of an epoch, where the examples are not known but these are.
+        defaults: what is not changed.
+        changes: what the user said, None where nothing.
+        known: whether all state of the model is in its variables.
+    """
+    chosen = {name: default if changes[name] is None else changes[name] for name, default in defaults.items()}
+    budget, batch_size = chosen["budget"], chosen["batch_size"]
+    if examples is not None and batch_size is not None:
+        steps = -(-examples // batch_size)
+    updates = budget.updates or (budget.epochs * steps if budget.epochs and steps else None)
+    make_optimizer, plain = _optimizer(chosen["optimizer"], changes["learning_rate"], updates)
+    makers = [own.maker(metric, lambda name: name) for metric in chosen["metrics"]]
+    make_metrics = functools.partial(_all, makers)
+    made = make_metrics()
+    names = tuple(own.name(metric) for metric in made)
+    if len(set(names)) < len(names):
+        raise InvalidComparisonError(f"Two metrics have one name: {', '.join(names)}.")
+    attack = chosen["attack"] or None
+    settings = Settings(
+        workload=label,
+        noise=noise,
+        budget=budget,
+        batch_size=batch_size,
+        optimizer=optimizers.settings_of(make_optimizer()),
+        loss=own.name(chosen["loss"]),
+        metrics=names,
+        higher_is_better=_direction(made[0], changes["higher_is_better"]),
+        attack=None if attack is None else attack.model_dump(mode="json"),
+        target=_target(changes["target"], defaults["target"], made, names, changes["higher_is_better"]),
+        examples=examples,
+    )
+    return Task(
+        build=build,
+        load=load,
+        make_optimizer=make_optimizer,
+        loss=chosen["loss"],
+        make_metrics=make_metrics,
+        settings=settings,
+        reusable=known and plain,
     )
 
 
-def _builder(model: Any) -> Callable[[int], Any]:
-    if isinstance(model, keras.Model) or not callable(model):
-        raise NotAModelError(
-            f"`model` is a function that returns a new model for each run, not {type(model).__name__}: write "
-            "model=lambda: keras.Sequential([...])."
+def _optimizer(given: Any, learning_rate: Any, updates: int | None) -> tuple[Callable[[], Any], bool]:
+    """Return what makes one, and whether it is one of Keras's own, all of whose state is in its variables."""
+    if isinstance(given, str | Mapping):
+        wanted = optimizers.check(given)
+        if learning_rate is not None:
+            wanted = optimizers.check({**wanted, "learning_rate": learning_rate})
+        return functools.partial(optimizers.make, wanted, updates), True
+    if learning_rate is not None:
+        raise InvalidComparisonError("learning_rate= goes with an optimizer given by its name: set it in yours.")
+    return own.maker(given, keras.optimizers.get), False
+
+
+def _all(makers: Sequence[Callable[[], Any]]) -> list[Any]:
+    return [make() for make in makers]
+
+
+def _target(
+    given: Any, default: Target | None, made: Sequence[Any], names: Sequence[str], first: bool | None
+) -> Target | None:
+    if given is None:  # That of a workload is on its own metric, which the user may have replaced.
+        return default if default is not None and default.metric in names else None
+    if isinstance(given, Target):
+        target = given.model_dump()
+    elif isinstance(given, int | float) and not isinstance(given, bool):
+        target = {"metric": names[0], "value": float(given), "higher_is_better": None}
+    else:
+        target = Experiment.read({"strategies": [CONTROL], "target": given}).target.model_dump()  # pyright: ignore[reportOptionalMemberAccess]
+    if target["metric"] not in names:
+        raise InvalidComparisonError(
+            f"The target is on {target['metric']!r}, which is not among the metrics: {', '.join(names)}."
         )
-    takes_seed = "seed" in inspect.signature(model).parameters
-
-    def build(seed: int) -> Any:
-        built = model(seed=seed) if takes_seed else model()
-        if isinstance(built, keras.Model) and applied(built):
-            raise NotAModelError(
-                f"`model` must return a new, plain model for each run, and {built.name!r} has strategies already: "
-                f"{', '.join(applied(built))}. Build it inside the function; `strategies` says how it is trained."
-            )
-        if not isinstance(built, keras.Model):
-            raise NotAModelError(f"`model` must return a keras.Model, not {type(built).__name__} {built!r}.")
-        return built
-
-    return build
+    if target["higher_is_better"] is None:
+        index = list(names).index(target["metric"])
+        target["higher_is_better"] = _direction(made[index], first if index == 0 else None)
+    return Target(**target)
 
 
-def _maker(given: Any, by_name: Callable[[str], Any]) -> Callable[[], Any]:
-    """Return a function that makes a new object, so that no two models share the state of one."""
-    if isinstance(given, str):
-        return functools.partial(by_name, given)
-    if hasattr(given, "from_config") and hasattr(given, "get_config") and not isinstance(given, type):
-        return lambda: type(given).from_config(given.get_config())
-    if callable(given):
+_UP = (
+    r"acc|auc|precision|recall|f1|f_?beta|iou|r2|cosine_?similarity|sensitivity|specificity|true_?(pos|neg)|score|kappa"
+)
+_DOWN = r"loss|error|mse|mae|mape|msle|rmse|entropy|divergence|hinge|poisson|perplexity|false_?(pos|neg)|log_?cosh"
+
+
+def _direction(metric: Any, given: bool | None) -> bool:
+    if given is not None:
         return given
-    raise InvalidComparisonError(f"Give a name, an object of Keras, or a function that returns one, not {given!r}.")
+    named = f"{own.name(metric)} {type(metric).__name__}".lower()
+    up, down = re.search(_UP, named), re.search(_DOWN, named)
+    if bool(up) == bool(down):
+        raise InvalidComparisonError(
+            f"The name of the metric {own.name(metric)!r} does not say whether more of it is better. Say "
+            "higher_is_better=True or False."
+        )
+    return bool(up)
 
 
-def _name(thing: Any) -> str:
-    return thing if isinstance(thing, str) else getattr(thing, "name", None) or getattr(thing, "__name__", repr(thing))
+# --- Workloads -------------------------------------------------------------------
+
+
+def _workloads(given: Any, noise: float | None) -> list[Workload]:
+    several = list(given) if isinstance(given, list | tuple) else [given]
+    if not several:
+        raise InvalidComparisonError(f"`workload` names at least one: {', '.join(workloads.names())}.")
+    found = []
+    for one in several:
+        if isinstance(one, Workload):
+            workload = one
+        elif isinstance(one, WorkloadChoice):
+            workload = workloads.get(one.name, one.noise)
+        elif isinstance(one, Mapping) and set(one) <= {"name", "noise"} and "name" in one:
+            workload = workloads.get(**{str(key): value for key, value in one.items()})
+        else:
+            workload = workloads.get(str(one))
+        found.append(workload if noise is None else workload.with_noise(noise))
+    return found

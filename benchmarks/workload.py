@@ -1,16 +1,20 @@
 """Workloads by name: a model, data, and how it is trained, so that results can be set side by side."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from trainstep import models
+from trainstep.benchmarks import datasets
 from trainstep.benchmarks.attack import Attack
 from trainstep.benchmarks.data import Split
-from trainstep.benchmarks.errors import MissingDataError, UnknownWorkloadError
+from trainstep.benchmarks.errors import InvalidComparisonError, InvalidDataError, UnknownWorkloadError
+from trainstep.benchmarks.records import Target
 from trainstep.errors import nearest
 
 
@@ -24,16 +28,31 @@ class Workload:
     """One of `trainstep.models.names()`."""
     input_shape: tuple[int, ...]
     classes: int
-    load: Callable[[], Split]
-    """Reads the data: x float32 in [0, 1], y int class ids."""
+    load: Callable[[Path | None], Split]
+    """Reads the data, from a folder where one is given: see `trainstep.benchmarks.datasets`."""
+    examples: int
+    """For training."""
     batch_size: int
     epochs: int
-    attack: Attack | None
+    target: Target
+    attack: Attack | None = None
     model_options: Mapping[str, Any] = field(default_factory=dict)
-    optimizer: str = "adam"
-    learning_rate: float = 1e-3
+    optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "adam"})
+    """As `trainstep.benchmarks.optimizers` takes it."""
     loss: str = "sparse_categorical_crossentropy"
-    metric: str = "accuracy"
+    metrics: tuple[str, ...] = ("accuracy",)
+    noise: float = 0.0
+    """Share of training labels replaced by wrong ones, which are the same for all seeds and strategies."""
+
+    @property
+    def label(self) -> str:
+        """Name, and noise where there is some."""
+        return f"{self.name} noise={self.noise:g}" if self.noise else self.name
+
+    @property
+    def draws_while_training(self) -> bool:
+        """Whether the model draws at random in training, which of the reference models only those with dropout do."""
+        return bool(getattr(models.validate(self.model, **self.model_options), "dropout", 0))
 
     def build(self, seed: int) -> keras.Model:
         """Return a new model whose initial weights `seed` decides."""
@@ -41,11 +60,30 @@ class Workload:
             self.model, input_shape=self.input_shape, classes=self.classes, seed=seed, **self.model_options
         )
 
-    def make_optimizer(self) -> keras.optimizers.Optimizer:
-        """Return a new optimizer."""
-        optimizer: Any = keras.optimizers.get(self.optimizer)
-        optimizer.learning_rate = self.learning_rate
-        return optimizer
+    def read(self, folder: Path | None = None) -> Split:
+        """Return the data, with the noise of the workload.
+
+        Raises:
+            MissingDataError: they are not there and cannot be fetched; the message says how to put them there.
+            InvalidDataError: those that are there are others.
+        """
+        split = self.load(folder)
+        shape = split.train[0].shape
+        if shape != (self.examples, *self.input_shape):
+            raise InvalidDataError(
+                f"The data of {self.name} should be of shape {(self.examples, *self.input_shape)}, and those found are "
+                f"of {shape}: results would not be those of this workload."
+            )
+        return datasets.with_noise(split, self.noise)
+
+    def with_noise(self, noise: float) -> "Workload":
+        """Return the variant in which the share `noise` of the training labels is wrong.
+
+        Raises:
+            InvalidComparisonError: it is no share.
+        """
+        check_noise(noise)
+        return dataclasses.replace(self, noise=float(noise))
 
 
 def names() -> list[str]:
@@ -53,71 +91,80 @@ def names() -> list[str]:
     return sorted(_workloads)
 
 
-def get(name: str) -> Workload:
-    """Return the workload called `name`.
+def get(name: str, noise: float = 0.0) -> Workload:
+    """Return the workload called `name`, or its variant with label noise.
 
     Raises:
         UnknownWorkloadError: there is none; the message names the nearest and all there are.
+        InvalidComparisonError: the noise is no share.
     """
     if name not in _workloads:
         hint = nearest(str(name), names())
         raise UnknownWorkloadError(f"Unknown workload {name!r}.{hint} Workloads: {', '.join(names())}.")
-    return _workloads[name]
+    return _workloads[name].with_noise(noise)
 
 
-def load_digits() -> Split:
-    """Return 1,437 and 360 handwritten digits: x float32 (examples, 8, 8, 1) in [0, 1], y int64 (examples,).
-
-    They come with scikit-learn. The split is fixed and has each class in proportion.
-    """
-    from sklearn.datasets import load_digits as embedded  # noqa: PLC0415  Takes a second, and only this needs it.
-    from sklearn.model_selection import train_test_split  # noqa: PLC0415
-
-    x, y = embedded(return_X_y=True)
-    images = (x / 16).astype(np.float32).reshape(-1, 8, 8, 1)
-    x_train, x_validation, y_train, y_validation = train_test_split(
-        images, y.astype(np.int64), test_size=360, random_state=0, stratify=y
-    )
-    return Split((x_train, y_train), (x_validation, y_validation))
+def check_noise(noise: Any) -> None:
+    """Raise `InvalidComparisonError` where `noise` is no share of labels."""
+    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise <= 1:
+        raise InvalidComparisonError(f"`noise` is the share of training labels made wrong, from 0 to 1, not {noise!r}.")
 
 
-def load_fashion_mnist() -> Split:
-    """Return 60,000 and 10,000 pictures of clothes: x float32 (examples, 28, 28, 1) in [0, 1], y int64 (examples,).
-
-    Keras downloads 30 MB on first use and keeps them in its folder of datasets.
-
-    Raises:
-        MissingDataError: they are not there and cannot be downloaded.
-    """
-    try:
-        train, validation = keras.datasets.fashion_mnist.load_data()
-    except Exception as error:  # Keras raises a bare `Exception` where a download fails.
-        raise MissingDataError(
-            f"Fashion-MNIST could not be had: {error}. It is downloaded once from storage.googleapis.com; without "
-            "a network, put its four files into ~/.keras/datasets/fashion-mnist/, or take a workload whose data "
-            "come with scikit-learn: digits_cnn or digits_mlp."
-        ) from error
-    return Split(_scaled(*train), _scaled(*validation))
-
-
-def _scaled(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return (x / 255).astype(np.float32)[..., np.newaxis], y.astype(np.int64)
-
+_accuracy = functools.partial(Target, metric="accuracy")
+_IN_UNIT = Attack(epsilon=0.1, clip_range=(0.0, 1.0))
 
 _workloads = {
     workload.name: workload
     for workload in (
+        Workload(
+            name="blobs_mlp",
+            summary="points of four overlapping normal distributions, one hidden layer; seconds for a whole comparison",
+            model="mlp",
+            model_options={"units": (32,)},
+            input_shape=(8,),
+            classes=4,
+            load=datasets.make_blobs,
+            examples=512,
+            batch_size=32,
+            epochs=8,
+            optimizer={"name": "adam", "learning_rate": 5e-3},
+            attack=Attack(epsilon=0.5, norm="l2"),
+            target=_accuracy(value=0.85),
+        ),
+        Workload(
+            name="cifar10_resnet",
+            summary="CIFAR-10, the residual net of 20 layers",
+            model="resnet",
+            model_options={"depth": 20},
+            input_shape=(32, 32, 3),
+            classes=10,
+            load=datasets.load_cifar10,
+            examples=50_000,
+            batch_size=128,
+            epochs=20,
+            optimizer={
+                "name": "sgd",
+                "learning_rate": 0.1,
+                "momentum": 0.9,
+                "weight_decay": 5e-4,
+                "schedule": {"name": "cosine"},
+            },
+            attack=Attack(epsilon=8 / 255, clip_range=(0.0, 1.0)),
+            target=_accuracy(value=0.8),
+        ),
         Workload(
             name="digits_cnn",
             summary="8 x 8 digits of scikit-learn, the small convolutional net",
             model="cnn",
             input_shape=(8, 8, 1),
             classes=10,
-            load=load_digits,
+            load=datasets.load_digits,
+            examples=1437,
             batch_size=64,
             epochs=6,
-            learning_rate=2e-3,
-            attack=Attack(epsilon=0.1, clip_range=(0.0, 1.0)),
+            optimizer={"name": "adam", "learning_rate": 2e-3},
+            attack=_IN_UNIT,
+            target=_accuracy(value=0.95),
         ),
         Workload(
             name="digits_mlp",
@@ -125,10 +172,12 @@ _workloads = {
             model="mlp",
             input_shape=(8, 8, 1),
             classes=10,
-            load=load_digits,
+            load=datasets.load_digits,
+            examples=1437,
             batch_size=64,
             epochs=12,
-            attack=Attack(epsilon=0.1, clip_range=(0.0, 1.0)),
+            attack=_IN_UNIT,
+            target=_accuracy(value=0.95),
         ),
         Workload(
             name="fashion_cnn",
@@ -136,10 +185,39 @@ _workloads = {
             model="cnn",
             input_shape=(28, 28, 1),
             classes=10,
-            load=load_fashion_mnist,
+            load=datasets.load_fashion_mnist,
+            examples=60_000,
             batch_size=128,
             epochs=5,
-            attack=Attack(epsilon=0.1, clip_range=(0.0, 1.0)),
+            attack=_IN_UNIT,
+            target=_accuracy(value=0.88),
+        ),
+        Workload(
+            name="fashion_resnet",
+            summary="Fashion-MNIST, the residual net of 8 layers",
+            model="resnet",
+            input_shape=(28, 28, 1),
+            classes=10,
+            load=datasets.load_fashion_mnist,
+            examples=60_000,
+            batch_size=128,
+            epochs=5,
+            attack=_IN_UNIT,
+            target=_accuracy(value=0.88),
+        ),
+        Workload(
+            name="markov_transformer",
+            summary="sequences of tokens from four Markov chains, told apart by order alone; a small transformer",
+            model="transformer",
+            model_options={"vocabulary": datasets.SYMBOLS, "dropout": 0.0},
+            input_shape=(datasets.LENGTH,),
+            classes=datasets.CHAINS,
+            load=datasets.make_sequences,
+            examples=4096,
+            batch_size=64,
+            epochs=5,
+            optimizer={"name": "adam", "learning_rate": 3e-3},
+            target=_accuracy(value=0.8),
         ),
     )
 }

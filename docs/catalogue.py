@@ -1,10 +1,16 @@
-"""Writes the table of strategies in the README from what they say of themselves: `make docs`."""
+"""Writes what is said of strategies elsewhere from what they say of themselves: `make docs`.
 
+The table in the README, and the JSON schema of experiment files.
+"""
+
+import json
 import pathlib
 
 import trainstep
+from trainstep.benchmarks.schema import json_schema
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
+SCHEMA = pathlib.Path(__file__).parent / "experiment.schema.json"
 BEGIN = "<!-- The table is written by `make docs`. -->\n"
 
 
@@ -25,5 +31,11 @@ def with_table(text: str) -> str:
     return before + BEGIN + table() + "".join(lines[end:])
 
 
+def schema() -> str:
+    """Return the JSON schema of experiment files, as text."""
+    return json.dumps(json_schema(), indent=1) + "\n"
+
+
 if __name__ == "__main__":
+    SCHEMA.write_text(schema())
     README.write_text(with_table(README.read_text()))

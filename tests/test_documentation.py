@@ -10,8 +10,13 @@ import sys
 import keras
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import trainstep
+import trainstep_cli
+from trainstep.benchmarks import request
+from trainstep.benchmarks.experiment import Experiment
+from trainstep.benchmarks.store import Store
 
 ROOT = pathlib.Path(trainstep.__file__).parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
@@ -29,14 +34,54 @@ def snippets(path: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
-def run(path: pathlib.Path, names: dict) -> None:
-    exec(compile(snippets(path), str(path), "exec"), names)
+def run(path: pathlib.Path, names: dict, changes: dict[str, str] | None = None) -> None:
+    """Run the Python blocks of a file, with some texts of it replaced."""
+    code = snippets(path)
+    for old, new in (changes or {}).items():
+        assert old in code
+        code = code.replace(old, new)
+    exec(compile(code, str(path), "exec"), names)
 
 
 def test_the_readme_runs_from_top_to_bottom(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(ROOT / "README.md", {"__name__": "readme"})
     assert "Did you mean 'gradient_clipping'" in capsys.readouterr().out
+
+
+def test_the_page_on_comparing_runs(capsys):
+    run(ROOT / "docs" / "comparing.md", {"__name__": "comparing"})
+    assert "clipped clipnorm=0.01" in " ".join(capsys.readouterr().out.split())
+
+
+def experiments() -> dict[str, str]:
+    """Return what the documentation shows as experiment files, and the one it holds, by where it is."""
+    found = {"docs/experiment.yaml": (ROOT / "docs" / "experiment.yaml").read_text()}
+    for path in DOCUMENTS:
+        for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", path.read_text(), flags=re.DOTALL), start=1):
+            found[f"{path.relative_to(ROOT).as_posix()}, block {number}"] = block
+    return found
+
+
+@pytest.mark.parametrize("place", experiments())
+def test_each_experiment_that_is_shown_is_one(place, tmp_path):
+    path = tmp_path / "experiment.yaml"
+    path.write_text(experiments()[place])
+    suite = request.suite_of(**request.merged(path, {})[0])
+    assert suite.tasks
+    assert len(suite.compositions) > 2
+
+
+def test_the_experiment_of_the_documentation_runs(tmp_path):
+    """On the smallest workload, for two steps."""
+    path = str(ROOT / "docs" / "experiment.yaml")
+    arguments = ["compare", path, "-w", "blobs_mlp", "--seeds", "1", "--updates", "2", "--workers", "1", "--no-cost"]
+    result = CliRunner().invoke(trainstep_cli.app, [*arguments, "--attack", "none", "-o", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    with Store(tmp_path / "results.sqlite") as store:
+        assert [(run.label, run.failure) for run in store.runs()] == [
+            (label, None) for label in Experiment.read(path).specs()
+        ]
 
 
 @pytest.mark.parametrize("name", trainstep.names())
@@ -95,7 +140,7 @@ model.fit(x, y, verbose=0)
 def test_what_the_readme_saves_without_strategies_needs_no_trainstep(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "readme"}
-    run(ROOT / "README.md", names)
+    run(ROOT / "README.md", names, {"seeds=5": "seeds=1, workers=1, cost=False"})  # The comparison is not meant here.
     np.save("x.npy", names["x"])
     np.save("y.npy", names["model"].predict(names["x"], verbose=0))
     done = subprocess.run(
