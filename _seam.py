@@ -149,6 +149,11 @@ def let_the_chief_write(callbacks: Sequence[Any], model: Any) -> None:
             callback.delete_checkpoint = False
 
 
+def sums_its_loss(model: Any) -> bool:
+    """Tell whether a loss that `model` was compiled with is a sum over examples, not a mean."""
+    return any(getattr(loss, "reduction", None) == "sum" for loss in tf.nest.flatten(model.loss))
+
+
 def num_examples(x: Any) -> tf.Tensor:
     """Return the number of examples in `x`, an int32 scalar: the length of its first tensor."""
     first = next(tensor for tensor in tf.nest.flatten(x) if tensor is not None)
