@@ -149,6 +149,11 @@ def let_the_chief_write(callbacks: Sequence[Any], model: Any) -> None:
             callback.delete_checkpoint = False
 
 
+def sums_its_loss(model: Any) -> bool:
+    """Tell whether a loss that `model` was compiled with is a sum over examples, not a mean."""
+    return any(getattr(loss, "reduction", None) == "sum" for loss in tf.nest.flatten(model.loss))
+
+
 def num_examples(x: Any) -> tf.Tensor:
     """Return the number of examples in `x`, an int32 scalar: the length of its first tensor."""
     first = next(tensor for tensor in tf.nest.flatten(x) if tensor is not None)
@@ -209,15 +214,28 @@ def probe(model: Any, x: Any, y: Any, sample_weight: Any, *, training: bool) -> 
     statistics = _snapshot(model.non_trainable_variables) if training else []
     metrics = _snapshot(metric_variables(model))  # Now: those of `add_metric` are updated by the forward pass.
     y_pred = forward(model, x, training=training)
-    if not model.compiled_loss.built:
-        # Its first call would make its metrics, and what has no value yet cannot be given it back.
-        model.compiled_loss.build(y_pred)
-    known = {id(variable) for variable, _ in metrics}
-    metrics += _snapshot([variable for variable in metric_variables(model) if id(variable) not in known])
-    loss = compute_loss(model, x, y, y_pred, sample_weight, training=training)
+    metrics += _snapshot_of_others(model, metrics)
+    container = model.compiled_loss
+
+    def build(y_pred: Any) -> None:
+        # Keras makes metrics here, at the first call, and updates them at once: keep them in between.
+        type(container).build(container, y_pred)
+        metrics.extend(_snapshot_of_others(model, metrics))
+
+    vars(container)["build"] = build
+    try:
+        loss = compute_loss(model, x, y, y_pred, sample_weight, training=training)
+    finally:
+        del vars(container)["build"]
     for variable, value in [*statistics, *metrics]:
         variable.assign(value)
     return loss
+
+
+def _snapshot_of_others(model: Any, kept: Sequence[tuple[Any, tf.Tensor]]) -> list[tuple[Any, tf.Tensor]]:
+    """Return a snapshot of the metric variables of `model` that are not among `kept`."""
+    known = {id(variable) for variable, _ in kept}
+    return _snapshot([variable for variable in metric_variables(model) if id(variable) not in known])
 
 
 def metric_variables(model: Any) -> list[Any]:

@@ -35,6 +35,16 @@ def sum_over_replicas(tensors: Sequence[Any]) -> list[Any]:
     return [None if tensor is None else next(summed) for tensor in tensors]
 
 
+def place_among_replicas(count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return how many replicas before this one have, of what it has `count`, and how many all have: int32 scalars."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return tf.constant(0), count
+    mine = context.replica_id_in_sync_group
+    [counts] = sum_over_replicas([count * tf.one_hot(mine, context.num_replicas_in_sync, dtype=tf.int32)])
+    return tf.reduce_sum(counts[:mine]), tf.reduce_sum(counts)
+
+
 def assign(pairs: Sequence[tuple[Any, Any]]) -> None:
     """Assign to each state variable its new value, which must be the same on every replica."""
     _change(pairs, lambda variable, value: variable.assign(value))

@@ -40,7 +40,7 @@ from trainstep.errors import (
     StrategyDefinitionError,
     TrainstepError,
 )
-from trainstep.gradients import Gradients, differentiate
+from trainstep.gradients import Gradients, differentiate, scale
 from trainstep.replicas import check_distribution, forget_traces, sum_over_replicas
 from trainstep.resuming import resumable
 from trainstep.saving import check_format
@@ -186,12 +186,12 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
         if not self.trainable_variables:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
             return self.report_metrics(batch, evaluation)
+        terms = num_loss_terms(batch, evaluation.y_pred)
+        [samples] = sum_over_replicas([terms])
+        gradients = _weighted_by_share(self, evaluation.gradients, terms, samples)
         if type(self).acts_on_updates:
-            [samples] = sum_over_replicas([num_loss_terms(batch, evaluation.y_pred)])
-            update = Update(sum_over_replicas(evaluation.gradients), samples)
-        else:  # Nothing stands between the gradients and the optimizer, which sums them itself.
-            update = Update(evaluation.gradients, tf.zeros(()))
-        self.update_weights(update)
+            gradients = sum_over_replicas(gradients)
+        self.update_weights(Update(gradients, samples))
         return self.report_metrics(batch, evaluation)
 
     @property
@@ -356,6 +356,18 @@ class _explained_errors:  # noqa: N801  Used like a function.
         if found:
             message = found[2].rstrip("'\"] ").replace("\\'", "'")  # TensorFlow shows a quoted string.
             raise getattr(errors, found[1])(message) from error
+
+
+def _weighted_by_share(model: Any, gradients: Gradients, terms: tf.Tensor, all_terms: tf.Tensor) -> Gradients:
+    """Return this replica's part of the gradient of the mean over all `all_terms` loss terms, of which it has `terms`.
+
+    Keras divides the mean over a replica's examples by the number of replicas, so that an example in a smaller share
+    would count for more. A compiled loss that is a sum needs no weights.
+    """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if replicas == 1 or _seam.sums_its_loss(model):
+        return gradients
+    return scale(gradients, tf.math.divide_no_nan(replicas * terms, all_terms))
 
 
 def num_loss_terms(batch: Batch, y_pred: Any) -> tf.Tensor:

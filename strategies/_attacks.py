@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainstep.errors import UnsupportedInputError, nearest
+from trainstep.replicas import place_among_replicas
 
 Norm = Literal["linf", "l2"]
 
@@ -86,12 +87,10 @@ def random_delta(x: tf.Tensor, epsilon: float, norm: Norm, seed: tf.Tensor) -> t
     `seed` is an int32 tensor of shape (2,). Replicas draw the rows that one device would; a step
     compiled by XLA draws other numbers than one that is not, of the same distribution.
     """
-    replica = tf.distribute.get_replica_context()
     examples = tf.shape(x)[0]
-    replicas = 1 if replica is None else replica.num_replicas_in_sync
-    first = 0 if replica is None or replicas == 1 else replica.replica_id_in_sync_group * examples
+    first, all_examples = place_among_replicas(examples)
     rows = slice(first, first + examples)
-    shape = tf.concat([[examples * replicas], tf.shape(x)[1:]], axis=0)
+    shape = tf.concat([[all_examples], tf.shape(x)[1:]], axis=0)
     if norm == "linf":
         return tf.random.stateless_uniform(shape, seed, -epsilon, epsilon, x.dtype)[rows]
     normal = tf.random.stateless_normal(shape, seed, dtype=x.dtype)[rows]

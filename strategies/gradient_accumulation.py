@@ -123,7 +123,9 @@ class GradientAccumulation(Strategy):
             tf.convert_to_tensor(total) if there else None
             for total, there in zip(state["gradients"], present, strict=True)
         ]
-        mean = scale(sums, factor)
         everything = [*state["gradients"], state["samples"], state["count"]]
         assign([(variable, tf.zeros(variable.shape, variable.dtype)) for variable in everything])
+        # Scaled only when the accumulators hold zeros: then nobody else holds the sums, and they are scaled in place.
+        with tf.control_dependencies([tf.convert_to_tensor(total) for total in state["gradients"]]):
+            mean = scale(sums, factor)
         hand_on(Update(mean, samples))

@@ -113,6 +113,16 @@ def test_the_table_of_the_readme_follows_the_catalogue():
     assert writer["with_table"](text) == f"before\n{writer['BEGIN']}{writer['table']()}\nafter\n"
 
 
+def test_the_page_of_what_is_shown_has_every_strategy_and_is_as_the_tests_noted():
+    writer = runpy.run_path(str(ROOT / "docs" / "support.py"))
+    noted = writer["noted"]()  # Not complete, or not the page: `make support`.
+    for verdicts in noted.values():
+        assert {*verdicts} >= {*trainstep.names(), "all together"}
+        missing = [(name, what) for name in verdicts for what in writer["PROPERTIES"] if what not in verdicts[name]]
+        assert missing == []
+    assert (ROOT / "docs" / "support.md").read_text() == writer["page"](noted)
+
+
 def test_the_page_of_what_is_shown_says_why_where_something_is_not():
     page = runpy.run_path(str(ROOT / "docs" / "support.py"))["page"]
     text = page({"Keras 3": {"some": {"XLA": "refused"}}, "Keras 2": {"some": {"XLA": "yes"}}})
