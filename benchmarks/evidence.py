@@ -74,11 +74,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="the folder for the results")
     parser.add_argument("--store", type=Path, help="a store, from which the same command goes on where it was stopped")
     options = parser.parse_args(arguments)
-    machine = environment()
-    # Before anything runs, which takes minutes.
-    paths = {experiment: path_of(options.output, experiment.stem, machine) for experiment in options.experiments}
-    failed = 0
-    for experiment, path in paths.items():
+    machine, failed = environment(), 0
+    for experiment in options.experiments:
+        path = path_of(options.output, experiment.stem, machine)
+        if path.exists():
+            print(f"{path} is there. Results are never edited: not run again.", flush=True)
+            continue
         comparison = trainstep.compare(experiment=experiment, store=options.store)
         print(comparison, flush=True)
         keep(path, content_of(comparison, experiment.read_text(encoding="utf-8")))

@@ -130,6 +130,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     machine = environment() | {"foolbox": importlib.metadata.version("foolbox")}
     path = path_of(options.output, NAME, machine)
+    if path.exists():
+        parser.error(f"{path} is there. Results are never edited.")
     attack = Attack(epsilon=EPSILON, steps=STEPS, clip_range=(0.0, 1.0), examples=options.examples)
     plan = Plan(options.epochs, options.train_examples, attack)
     rows = measure(options.seeds, plan, options.workers)
