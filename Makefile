@@ -5,7 +5,8 @@ UV := $(shell command -v uv 2>/dev/null)
 WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: compare test test-addons test-versions lint format docs support step-cost step-cost-addons memory clean
+.PHONY: compare test test-addons test-versions lint format docs support step-cost step-cost-addons memory evidence \
+	foreign-attack clean
 
 compare: .venv/installed  ## Compare five strategies on handwritten digits; the report goes to results/.
 	.venv/bin/trainstep compare docs/experiment.yaml --output results
@@ -29,8 +30,9 @@ format: .venv/installed  ## Put imports and formatting in order.
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-docs: .venv/installed  ## Write the table of strategies and the schema of experiments anew.
+docs: .venv/installed  ## Write the tables in the README and the schema of experiments anew.
 	.venv/bin/python docs/catalogue.py
+	.venv/bin/python docs/evidence.py
 
 support: .venv/installed .venv-addons/installed  ## Write anew what the tests show of each strategy.
 	.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m shows --ledger docs/support/keras-3.json
@@ -47,6 +49,15 @@ step-cost-addons: .venv-addons/installed  ## The same on Keras 2, beside Gradien
 
 memory: .venv/installed  ## Measure what micro_batches saves of memory, and gradient_accumulation takes.
 	.venv/bin/python -m trainstep.benchmarks.memory
+
+evidence: .venv/installed  ## Compare the first strategies on digits and Fashion-MNIST, and keep what came out.
+	# With a store, so that a run that was stopped goes on; runs of an earlier day are in another.
+	.venv/bin/python -m trainstep.benchmarks.evidence benchmarks/experiments/digits.yaml \
+		benchmarks/experiments/fashion.yaml --output benchmarks/results --store results/evidence-$$(date -u +%F).sqlite
+
+foreign-attack: .venv-addons/installed  ## Attack models by foolbox too, and keep what came out.
+	$(ADDONS_INSTALL) --quiet foolbox==3.3.4 'numpy<2'
+	.venv-addons/bin/python -m trainstep.benchmarks.foreign_attack --output benchmarks/results
 
 clean:  ## Remove what was installed.
 	rm -rf .venv .venv-addons build *.egg-info

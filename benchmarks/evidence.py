@@ -1,63 +1,91 @@
-"""Results that are kept in the repository: experiments that were run, as records anybody can read again.
+"""Results that are kept in the repository: experiments that were run, and what came out by seed.
 
     python -m trainstep.benchmarks.evidence benchmarks/experiments/digits.yaml --output benchmarks/results
 
-writes `<name>_keras-<version>_<date>.jsonl`, a record a line, and the report as Markdown beside it. Files are never
-edited afterwards; who runs an experiment anew adds a file.
+writes `digits_keras-<version>_<date>.json`: the experiment as it was written, versions and processor, and for each
+strategy its options, values by seed, verdicts and cost. `make docs` makes the table in the README from the newest.
 """
 
 import argparse
-import json
-import pathlib
+import math
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import trainstep
 from trainstep.benchmarks.comparison import Comparison
-from trainstep.benchmarks.records import Cost, Run
+from trainstep.benchmarks.environment import environment
+from trainstep.benchmarks.keeping import keep, path_of
+from trainstep.benchmarks.statistics import Difference
+from trainstep.benchmarks.summary import Group, Row, to_target
 
 
-def write(comparison: Comparison, folder: pathlib.Path, name: str) -> pathlib.Path:
-    """Write the records of `comparison`, and its report, under `name` into `folder`; return the path of the records."""
-    machine = comparison.runs[0].environment
-    path = folder / f"{name}_keras-{machine['keras']}_{machine['time'][:10]}.jsonl"
-    head = {"control": comparison.control, "experiment": comparison.experiment}
-    lines = [json.dumps(head)]
-    lines += [f'{{"run": {run.model_dump_json()}}}' for run in comparison.runs]
-    lines += [f'{{"cost": {cost.model_dump_json()}}}' for cost in comparison.costs]
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    comparison.to_markdown(path.with_suffix(".md"))
-    return path
+def content_of(comparison: Comparison, experiment: str) -> dict[str, Any]:
+    """Return what is kept of `comparison`, as plain values.
+
+    Args:
+        comparison: what came out.
+        experiment: the text of the file that asked for it.
+    """
+    return {"experiment": experiment, "workloads": [_workload(group) for group in comparison.groups]}
 
 
-def read(path: pathlib.Path) -> Comparison:
-    """Return the comparison whose records `write` wrote."""
-    head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    runs = tuple(Run.model_validate(line["run"]) for line in lines if "run" in line)
-    costs = tuple(Cost.model_validate(line["cost"]) for line in lines if "cost" in line)
-    return Comparison(runs, costs, head["control"], experiment=head["experiment"])
+def _workload(group: Group) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "control": group.control,
+        "settings": group.settings.model_dump(mode="json"),
+        "environment": group.environment,
+        "seeds": list(group.seeds),
+        "strategies": {row.label: _strategy(group, row) for row in group.rows},
+    }
 
 
-def newest(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Return the latest records of each experiment in `folder`."""
-    by_name: dict[str, pathlib.Path] = {}
-    for path in sorted(folder.glob("*.jsonl"), key=lambda path: path.stem.rsplit("_", 1)[-1]):
-        by_name[path.name.split("_keras-")[0]] = path
-    return [by_name[name] for name in sorted(by_name)]
+def _strategy(group: Group, row: Row) -> dict[str, Any]:
+    settings = group.settings
+    values: dict[str, Mapping[int, float]] = {
+        settings.metrics[0]: row.metrics,
+        "robust_accuracy": row.robust,
+        "calibration_error": row.calibration,
+    }
+    if settings.target is not None:  # A run that missed it has no number.
+        taken = {run.seed: to_target(run, settings.target)[0] for run in row.runs}
+        values["updates_to_target"] = {seed: updates for seed, updates in taken.items() if math.isfinite(updates)}
+    return {
+        "options": row.spec,
+        "by_seed": {name: [by_seed.get(seed) for seed in group.seeds] for name, by_seed in values.items()},
+        "difference": _difference(row.difference),
+        "robust_difference": _difference(row.robust_difference),
+        "cost": row.cost and row.cost.model_dump(exclude={"key", "label", "spec", "settings", "environment"}),
+        "failures": row.failures,
+    }
+
+
+def _difference(difference: Difference | None) -> dict[str, Any] | None:
+    return None if difference is None else asdict(difference)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the experiments that are named, and keep what came out."""
+    """Run the experiments that are named, and keep what came out; 1 where a run failed."""
     parser = argparse.ArgumentParser(description="Run experiments and keep their results.")
-    parser.add_argument("experiments", nargs="+", type=pathlib.Path, help="files as `trainstep compare` takes them")
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="the folder for the records")
-    parser.add_argument("--store", type=pathlib.Path, help="a store to go on with, where a run was stopped")
+    parser.add_argument("experiments", nargs="+", type=Path, help="files as `trainstep compare` takes them")
+    parser.add_argument("--output", type=Path, required=True, help="the folder for the results")
+    parser.add_argument("--store", type=Path, help="a store, from which the same command goes on where it was stopped")
     options = parser.parse_args(arguments)
+    machine, failed = environment(), 0
     for experiment in options.experiments:
+        path = path_of(options.output, experiment.stem, machine)
+        if path.exists():
+            print(f"{path} is there. Results are never edited: not run again.", flush=True)
+            continue
         comparison = trainstep.compare(experiment=experiment, store=options.store)
-        print(comparison)
-        print(write(comparison, options.output, experiment.stem))
-    return 0
+        print(comparison, flush=True)
+        keep(path, content_of(comparison, experiment.read_text(encoding="utf-8")))
+        print(path, flush=True)
+        failed += sum(row.failed for row in comparison.rows)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

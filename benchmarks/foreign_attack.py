@@ -1,21 +1,22 @@
 """Robust accuracy by an attack that is not ours: models trained here, attacked by foolbox too.
 
-    python -m trainstep.benchmarks.foreign_attack [--seeds 5] [--epochs 1] [--examples 1000] [--output FOLDER]
+    python -m trainstep.benchmarks.foreign_attack --output benchmarks/results
 
 Trains `fashion_cnn` plainly and on PGD examples, and measures accuracy as it is, under our PGD and under foolbox's, of
 the same budget on the same examples. Foolbox climbs the cross-entropy of the logits; ours climbs the loss the model
-was compiled with.
+was compiled with. Both count examples that are classified rightly as they are and where the attack ends.
 
 Rauber et al., "Foolbox Native", JOSS 2020, https://doi.org/10.21105/joss.02607
 """
 
 import argparse
-import json
-import pathlib
+import functools
+import importlib.metadata
 import sys
 from collections.abc import Mapping
-from statistics import mean
-from typing import Any
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -26,13 +27,29 @@ from trainstep.benchmarks import workload as workloads
 from trainstep.benchmarks.attack import Attack, compiled_attack, robust_accuracy
 from trainstep.benchmarks.data import train_batches
 from trainstep.benchmarks.environment import environment
+from trainstep.benchmarks.executors import ONE_THREAD
+from trainstep.benchmarks.keeping import keep, path_of
+from trainstep.benchmarks.spec import parse_spec
 
-EPSILON = 0.1
-SPECS: Mapping[str, Any] = {
+NAME = "foreign_attack"
+WORKLOAD = "fashion_cnn"
+EPSILON, STEPS = 0.1, 40
+SPECS: Mapping[str, str] = {
+    "adversarial pgd": f"adversarial:attack=pgd,epsilon={EPSILON},clip_range=[0,1]",  # The longest first.
     "standard": "standard",
-    "adversarial pgd": {"adversarial": {"attack": "pgd", "epsilon": EPSILON, "clip_range": (0, 1)}},
 }
 COLUMNS = ("accuracy", "robust_accuracy", "foolbox_robust_accuracy")
+_BATCH = 250
+"""Examples attacked at once."""
+
+
+class Plan(NamedTuple):
+    """How the models are trained and attacked."""
+
+    epochs: int
+    train_examples: int | None
+    """From the first; None: all."""
+    attack: Attack
 
 
 def logits_of(model: keras.Model) -> Any:
@@ -49,83 +66,92 @@ def foolbox_robust_accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray, at
         model: ends in a dense layer with a softmax.
         x: float32 (examples, ...), within `attack.clip_range`.
         y: int64 class ids (examples,).
-        attack: of which epsilon, steps and clip_range count; a step is 2.5 epsilon / steps long, as ours.
+        attack: of which epsilon, steps, clip_range and seed count; a step is 2.5 epsilon / steps long, as ours.
     """
     import foolbox  # noqa: PLC0415  Installed for this measurement only.
 
-    attacked = foolbox.TensorFlowModel(logits_of(model), bounds=attack.clip_range)
+    logits = logits_of(model)
+    attacked = foolbox.TensorFlowModel(logits, bounds=attack.clip_range)
     pgd = foolbox.attacks.LinfPGD(rel_stepsize=2.5 / attack.steps, steps=attack.steps, random_start=True)
     tf.random.set_seed(attack.seed)
-    _, _, success = pgd(attacked, tf.constant(x), tf.constant(y), epsilons=attack.epsilon)
-    return 1.0 - float(np.mean(success.numpy()))
+    hits = []
+    for first in range(0, len(x), _BATCH):
+        inputs, labels = tf.constant(x[first : first + _BATCH]), tf.constant(y[first : first + _BATCH])
+        _, _, success = pgd(attacked, inputs, labels, epsilons=attack.epsilon)
+        hits.append((tf.argmax(logits(inputs), axis=1) == labels) & ~success)
+    return float(np.mean(np.concatenate(hits)))
 
 
-def measure(seeds: int, epochs: int, examples: int, train_examples: int | None) -> list[dict[str, Any]]:
-    """Return a row for each strategy and seed."""
-    workload = workloads.get("fashion_cnn")
-    (x, y), (x_validation, y_validation) = workload.read()
-    x, y, x_test, y_test = x[:train_examples], y[:train_examples], x_validation[:examples], y_validation[:examples]
-    attack = Attack(epsilon=EPSILON, steps=40, clip_range=(0.0, 1.0), examples=examples)
-    test = tf.data.Dataset.from_tensor_slices((x_test, y_test)).batch(250)
+def measure_model(label: str, seed: int, plan: Plan) -> dict[str, Any]:
+    """Return a row: strategy, seed, and accuracy by the names in `COLUMNS`."""
+    workload = workloads.get(WORKLOAD)
+    split = workload.read()
+    train = tuple(array[: plan.train_examples] for array in split.train)
+    x, y = (array[: plan.attack.examples] for array in split.validation)
+    keras.utils.set_random_seed(seed)
+    model = trainstep.apply(workload.build(seed), parse_spec(SPECS[label]))
+    model.compile("adam", workload.loss, metrics=["accuracy"])
+    batches = train_batches(train, seed=seed, epochs=plan.epochs, batch_size=workload.batch_size)
+    model.fit(batches.dataset, steps_per_epoch=batches.steps_per_epoch, epochs=plan.epochs, shuffle=False, verbose=0)
+    test = tf.data.Dataset.from_tensor_slices((x, y)).batch(_BATCH)
+    values = (
+        float(model.evaluate(test, verbose=0, return_dict=True)["accuracy"]),
+        robust_accuracy(compiled_attack(model, plan.attack), test, plan.attack),
+        foolbox_robust_accuracy(model, x, y, plan.attack),
+    )
+    return {"strategy": label, "seed": seed, **dict(zip(COLUMNS, values, strict=True))}
+
+
+def measure(seeds: int, plan: Plan, workers: int) -> list[dict[str, Any]]:
+    """Return a row for each strategy and seed, from models that are trained in as many processes at once as `workers`.
+
+    Each has one thread: two models side by side are sooner done than one after the other with two threads.
+    """
+    from joblib.externals.loky import ProcessPoolExecutor  # noqa: PLC0415  As in `executors`.
+
+    labels, numbers = zip(*((label, seed) for label in SPECS for seed in range(seeds)), strict=True)
     rows = []
-    for seed in range(seeds):
-        for label, spec in SPECS.items():
-            keras.utils.set_random_seed(seed)
-            model = trainstep.apply(workload.build(seed), spec)
-            model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-            batches = train_batches((x, y), seed=seed, epochs=epochs, batch_size=workload.batch_size)
-            model.fit(batches.dataset, steps_per_epoch=batches.steps_per_epoch, epochs=epochs, shuffle=False, verbose=0)
-            values = (
-                float(model.evaluate(test, verbose=0, return_dict=True)["accuracy"]),
-                robust_accuracy(compiled_attack(model, attack), test, attack),
-                foolbox_robust_accuracy(model, x_test, y_test, attack),
-            )
-            rows.append({"strategy": label, "seed": seed, **dict(zip(COLUMNS, values, strict=True))})
-            print(rows[-1], flush=True)
+    with ProcessPoolExecutor(max_workers=workers, env=ONE_THREAD) as pool:
+        for row in pool.map(functools.partial(measure_model, plan=plan), labels, numbers):
+            rows.append(row)
+            print(row, flush=True)
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return means over the seeds, with the lowest and the highest, as a Markdown table."""
-    titles = ("accuracy", "under our PGD-40", "under foolbox's PGD-40")
-    lines = [f"| trained by | {' | '.join(titles)} |", "|---|---|---|---|"]
-    for label in SPECS:
-        mine = [row for row in rows if row["strategy"] == label]
-        cells = []
-        for column in COLUMNS:
-            values = [row[column] for row in mine]
-            cells.append(f"{mean(values):.4f} ({min(values):.4f} to {max(values):.4f})")
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print the table, and write it into the folder that `--output` names."""
+    """Measure, print means, and keep the rows where `--output` says."""
     parser = argparse.ArgumentParser(description="Robust accuracy by our attack and by foolbox's.")
     parser.add_argument("--seeds", type=int, default=5, help="models of each kind")
     parser.add_argument("--epochs", type=int, default=1, help="passes over the training data")
     parser.add_argument("--examples", type=int, default=1000, help="test examples that are attacked, from the first")
     parser.add_argument("--train-examples", type=int, help="training examples, from the first; all of them")
-    parser.add_argument("--output", type=pathlib.Path, help="write the rows and the environment as JSON and Markdown")
+    parser.add_argument("--workers", type=int, default=2, help="processes at once")
+    parser.add_argument("--output", type=Path, required=True, help="the folder for the results")
     options = parser.parse_args(arguments)
-    rows = measure(options.seeds, options.epochs, options.examples, options.train_examples)
-    machine = environment()
-    settings = {"epsilon": EPSILON, "norm": "linf", "steps": 40, **vars(options)}
-    del settings["output"]
-    says = (
-        f"fashion_cnn, {options.epochs} epoch(s), {options.seeds} seeds: mean, lowest and highest. Attacks: L-infinity "
-        f"of radius {EPSILON}, 40 steps, random start, inputs within [0, 1], first {options.examples} test examples."
-    )
-    text = f"{table(rows)}\n\n{says}\n\n" + ", ".join(f"{name} {value}" for name, value in machine.items())
-    print(text)
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        target = options.output / f"foreign_attack_keras-{keras.__version__}_{machine['time'][:10]}.json"
-        content = {"environment": machine, "settings": settings, "rows": rows}
-        target.write_text(json.dumps(content, indent=2) + "\n")
-        target.with_suffix(".md").write_text(f"# Robust accuracy by an attack that is not ours\n\n{text}\n")
+    machine = environment() | {"foolbox": importlib.metadata.version("foolbox")}
+    path = path_of(options.output, NAME, machine)
+    if path.exists():
+        parser.error(f"{path} is there. Results are never edited.")
+    attack = Attack(epsilon=EPSILON, steps=STEPS, clip_range=(0.0, 1.0), examples=options.examples)
+    plan = Plan(options.epochs, options.train_examples, attack)
+    rows = measure(options.seeds, plan, options.workers)
+    for label in SPECS:
+        means = {column: fmean(row[column] for row in rows if row["strategy"] == label) for column in COLUMNS}
+        print(label, *(f"{column} {value:.4f}" for column, value in means.items()), sep=", ")
+    settings = {
+        "workload": WORKLOAD,
+        "strategies": dict(SPECS),
+        "epochs": options.epochs,
+        "train_examples": options.train_examples,
+        "attack": attack.model_dump(mode="json"),
+    }
+    keep(path, {"settings": settings, "environment": machine, "rows": rows})
+    print(path)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Under its own name: workers import what they are to call.
+    from trainstep.benchmarks import foreign_attack
+
+    sys.exit(foreign_attack.main())
