@@ -146,7 +146,7 @@ def _markdown(words: str) -> str:
     """Return text that Markdown shows as it stands."""
     escaped = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     # Underscores within a word are left alone by readers of today, and names are full of them.
-    return re.sub(r"([\\`*|\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(escaped.split()))
+    return re.sub(r"([\\`*|~$\[\]]|(?<!\w)_|_(?!\w)|^[#>+-](?= )|^\d+(?=[.)] ))", r"\\\1", " ".join(escaped.split()))
 
 
 # --- Page ---------------------------------------------------------------------------------------------------------

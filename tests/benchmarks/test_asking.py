@@ -1,19 +1,23 @@
 """A user's own model, data, loss and metrics: what is wrong is refused before anything runs, with its cause."""
 
 import inspect
+import re
 import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
+import records
+import suites
 import tensorflow as tf
+import yaml
 from typer.testing import CliRunner
 
 import trainstep
 import trainstep_cli
 from trainstep import errors
-from trainstep.benchmarks import engine, executors
+from trainstep.benchmarks import engine, executors, report, sinks
 from trainstep.benchmarks import errors as benchmark_errors
 from trainstep.benchmarks.errors import (
     InvalidComparisonError,
@@ -21,6 +25,9 @@ from trainstep.benchmarks.errors import (
     InvalidModelError,
     UnknownArgumentError,
 )
+from trainstep.benchmarks.progress import Progress
+from trainstep.benchmarks.records import Epoch, Run
+from trainstep.benchmarks.request import compositions
 
 generator = np.random.default_rng(0)
 X = generator.normal(size=(20, 4)).astype("float32")
@@ -341,3 +348,95 @@ def test_errors_of_comparisons_are_of_one_family():
     for error in vars(benchmark_errors).values():
         if isinstance(error, type) and error.__name__.startswith(("Invalid", "Unknown", "Missing", "Store")):
             assert issubclass(error, errors.TrainstepError)
+
+
+# --- Labels -----------------------------------------------------------------------------------------------------------
+
+LABELS = [
+    "[red]a[/red] | <b>b</b> & `c`",
+    "..",
+    "../../up",
+    "# *x* _y_ ~~z~~ $1$ \\",
+    "ä" * 200,
+    'a/b:c?"d"%',
+]
+
+
+def labelled():
+    runs, costs = records.suite({"standard": 0, **dict.fromkeys(LABELS, 0.01)})
+    return trainstep.Comparison(runs, costs, "standard")
+
+
+def test_a_label_that_is_a_combination_is_its_own_specification():
+    for strategies in (["gradient_clipping + mixed_precision"], {"gradient_clipping + mixed_precision": None}):
+        composed, control = compositions(strategies)
+        assert (control, list(composed)) == ("standard", ["standard", "gradient_clipping + mixed_precision"])
+        names = {strategy.declaration.name for strategy in composed["gradient_clipping + mixed_precision"]}
+        assert names == {"gradient_clipping", "mixed_precision"}
+
+
+def test_a_terminal_shows_labels_as_they_are():
+    text = report.text(labelled().groups, 200).replace("\n", "")
+    for label in LABELS:
+        assert label[:25].strip() in text
+
+
+def test_progress_shows_labels_as_they_are(capsys):
+    with Progress(2, shown=True) as bar:
+        for index, label in enumerate(LABELS):
+            bar.begin(str(index), label)
+            bar.end(str(index), failed=False)
+        bar.begin("x", "[/red] no markup [bold")
+    assert "[/red] no markup" in capsys.readouterr().err
+
+
+def test_markdown_has_a_row_of_equal_width_for_each_label():
+    groups = labelled().groups
+    rows = [line for line in report.markdown(groups, "x: 1").splitlines() if line.startswith("|")]
+    widths = {len(re.findall(r"(?<!\\)\|", row)) for row in rows[: len(LABELS) + 3]}
+    assert len(widths) == 1
+    assert "| \\[red\\]a\\[/red\\] \\| &lt;b&gt;b&lt;/b&gt; &amp; \\`c\\` |" in rows[3]
+    assert "| \\# \\*x\\* \\_y\\_ \\~\\~z\\~\\~ \\$1\\$ \\\\ |" in rows[6]
+
+
+def test_html_of_a_notebook_has_no_markup_of_a_label():
+    page = labelled()._repr_html_()
+    assert "<b>b</b>" not in page
+    assert "&lt;b&gt;b&lt;/b&gt;" in page
+    assert "a_<wbr>b &lt;i&gt;" in report.html_table(
+        trainstep.Comparison(*records.suite({"a_b <i>": 0}), "a_b <i>").groups
+    )
+
+
+def test_what_runs_it_again_has_the_labels():
+    assert list(yaml.safe_load(labelled().specification)["strategies"]) == ["standard", *LABELS]
+
+
+def test_tensorboard_writes_each_label_below_its_folder(tmp_path):
+    pytest.importorskip("tensorboard", reason="an extra")
+    sink = sinks.TensorBoard(tmp_path / "logs" / "deep")
+    names = set()
+    for index, label in enumerate(LABELS):
+        sink.add(sink_run(label, f"{index}123456789"))
+    for path in tmp_path.rglob("events.out.tfevents.*"):
+        names.add(path.relative_to(tmp_path / "logs" / "deep" / "tiny").parts[0])
+    assert len(names) == len(LABELS)
+    assert all(len(name.encode()) <= 120 and not name.startswith(".") for name in names)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_mlflow_takes_each_label(tmp_path):
+    mlflow = pytest.importorskip("mlflow", reason="an extra")
+    sink = sinks.MLflow(tmp_path / "mlflow.db")
+    for index, label in enumerate(LABELS):
+        sink.add(sink_run(label, f"{index}123456789"))
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    found = client.search_runs([client.get_experiment_by_name("trainstep tiny").experiment_id])
+    assert {run.data.params["strategy"] for run in found} == set(LABELS)
+    assert {run.info.run_name for run in found} == {f"{label}, seed 0" for label in LABELS}
+
+
+def sink_run(label, key):
+    epoch = Epoch(updates=1, seconds=0.5, loss=1.0, metrics={"accuracy": 0.5})
+    return Run(key=key, label=label, spec={}, seed=0, settings=suites.settings(), environment={}, epochs=(epoch,))
