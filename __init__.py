@@ -16,11 +16,13 @@ from trainstep.step import Batch, Evaluation, Objective, Strategy, Update
 
 if TYPE_CHECKING:
     from trainstep.benchmarks.compare import compare
+    from trainstep.benchmarks.comparison import Comparison
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Batch",
+    "Comparison",
     "Cost",
     "Declaration",
     "Evaluation",
@@ -49,8 +51,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "compare":  # Only who compares pays for the import of plots and tables.
+    # Only who compares pays for the import of plots and tables.
+    if name == "compare":
         from trainstep.benchmarks.compare import compare
 
         return compare
+    if name == "Comparison":
+        from trainstep.benchmarks.comparison import Comparison
+
+        return Comparison
     raise AttributeError(f"module 'trainstep' has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -79,9 +79,14 @@ def strategies_of(model_class: type) -> list[Any]:
 
 
 def check_optimizer(model_class: type, optimizer: Any) -> None:
-    """Raise `OptimizerConflictError` where a setting of `optimizer` does a strategy's job again."""
+    """Raise `OptimizerConflictError` where a setting of `optimizer` does the job of a strategy of the class again."""
+    check_optimizer_with(strategies_of(model_class), optimizer)
+
+
+def check_optimizer_with(strategies: Iterable[Any], optimizer: Any) -> None:
+    """Raise `OptimizerConflictError` where a setting of `optimizer` does the job of one of `strategies` again."""
     settings = _seam.optimizer_settings(optimizer)
-    for strategy in strategies_of(model_class):
+    for strategy in strategies:
         for setting, advice in strategy.declaration.replaces.items():
             if setting in settings:
                 raise OptimizerConflictError(

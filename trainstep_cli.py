@@ -193,7 +193,7 @@ def compare(  # noqa: PLR0917  All but the first are options of the command line
     _trainstep()
     with _explained():
         result = _compared(experiment, flags)
-        _print(result)
+        _print(result, result.output)
         changed = against is not None and _say_changes(result, against)
     if any(run.failure for run in result.runs):
         raise typer.Exit(1)
@@ -215,21 +215,21 @@ def _compared(experiment: str | None, flags: dict[str, Any]) -> Any:
 
 
 def _say_changes(result: Any, against: str) -> bool:
-    from trainstep.benchmarks.comparison import Comparison  # noqa: PLC0415
+    from trainstep import Comparison  # noqa: PLC0415
 
     earlier = Comparison.from_store(against)
     typer.echo(f"\nAgainst {against}:\n{result.against(earlier)}")
     return result.changed(earlier)
 
 
-def _print(result: Any) -> None:
+def _print(comparison: Any, folder: Any) -> None:
+    """Print the tables at the width of the terminal, and the files that are in `folder`, where there is one."""
     from rich.console import Console  # noqa: PLC0415
 
-    Console().print(result.table())
-    if result.output is not None:
-        for name in ("results.sqlite", "report.html", "report.md"):
-            if (result.output / name).exists():
-                typer.echo(str(result.output / name))
+    Console().print(comparison.table())
+    for name in ("results.sqlite", "report.html", "report.md"):
+        if folder is not None and os.path.exists(path := os.path.join(folder, name)):
+            typer.echo(path)
 
 
 @app.command()
@@ -240,18 +240,12 @@ def report(
     ] = None,
 ) -> None:
     """Show what is in a store, and write its report."""
-    _trainstep()
-    from rich.console import Console  # noqa: PLC0415
-
-    from trainstep.benchmarks.comparison import Comparison  # noqa: PLC0415
-
+    comparison_class = _trainstep().Comparison
     with _explained():
-        comparison = Comparison.from_store(store)
-        Console().print(comparison.table())
+        comparison = comparison_class.from_store(store)
         if output is not None:
             comparison.write(output)
-            typer.echo(os.path.join(output, "report.html"))
-            typer.echo(os.path.join(output, "report.md"))
+        _print(comparison, output)
 
 
 def main() -> None:

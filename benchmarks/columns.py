@@ -92,7 +92,10 @@ def cost_columns(rows: Sequence[Entry]) -> list[Column]:
         column("cost", _ratio),
         column("examples a second", lambda row: _number(row.cost and row.cost.examples_per_second, "{:,.0f}")),
         column("first step, s", lambda row: _number(row.cost and row.cost.trace_seconds, "{:.2f}")),
-        column("peak, MiB", lambda row: _number(_mebibytes(row), "{:,.1f}")),
+        column(
+            "peak, MiB",
+            lambda row: _number(mebibytes := _mebibytes(row), "{:,.1f}" if (mebibytes or 0) >= 1 else "{:.2g}"),
+        ),
         column("memory", _memory_ratio),
     ]
     if len({group.name for group, _ in measured}) > 1:

@@ -7,19 +7,22 @@ comparison = trainstep.compare(
 print(comparison)
 """
 
+import functools
+import inspect
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from trainstep.benchmarks import engine, request
 from trainstep.benchmarks.attack import Attack
 from trainstep.benchmarks.data import Source
-from trainstep.benchmarks.errors import InvalidComparisonError
+from trainstep.benchmarks.errors import InvalidComparisonError, UnknownArgumentError
 from trainstep.benchmarks.records import Target
 from trainstep.benchmarks.sinks import sinks
 from trainstep.benchmarks.store import Store
 from trainstep.composition import Spec
+from trainstep.errors import nearest
 
 if TYPE_CHECKING:
     from trainstep.benchmarks.comparison import Comparison
@@ -28,6 +31,31 @@ STORE = "results.sqlite"
 """Name of the store in an output folder."""
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _by_name(function: Callable[P, R]) -> Callable[P, R]:
+    """Let `function` refuse arguments it does not have as it refuses everything else."""
+    known = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **given: P.kwargs) -> R:
+        if args:
+            raise UnknownArgumentError(
+                f"The arguments of `compare` have names: compare(strategies=...), not {args[0]!r}."
+            )
+        for name in given:
+            if name not in known:
+                raise UnknownArgumentError(
+                    f"`compare` has no argument {name!r}.{nearest(name, known)} Arguments: {', '.join(known)}."
+                )
+        return function(*args, **given)
+
+    return checked
+
+
+@_by_name
 def compare(
     *,
     strategies: Mapping[str, Spec] | Sequence[str] | None = None,
@@ -64,9 +92,10 @@ def compare(
 ) -> "Comparison":
     """Train one model by several strategies, from the same weights on the same data, and compare.
 
-    Strategies and options are checked before data are read. A strategy that fails in training is a row with its
-    reason. `standard` is the control, and added where it is missing. Each run sets the global random seeds of Python,
-    NumPy and Keras in its process.
+    All arguments are checked before data are read. Your own model is built, compiled and evaluated on two examples
+    before anything runs, so that a model, a loss and data that do not go together are refused. A strategy that fails in
+    training is a row with its reason. `standard` is the control, and added where it is missing. Each run sets the
+    global random seeds of Python, NumPy and Keras in its process.
 
     Runs happen side by side in processes of their own, where a run that crashes, or takes longer than `time_limit`, is
     a row with its reason. What a step costs is measured before them, in a process of its own, while nothing else runs.
@@ -82,7 +111,7 @@ def compare(
         noise: share of training labels made wrong, the same ones for all runs.
         data_dir: folder with the data of workloads, where Keras's own has none.
         model: a function without arguments, or with one called `seed`, that returns a new
-            `keras.Model`, not compiled.
+            `keras.Model`, not compiled, which shares no weights with another.
         train: (x, y) or (x, y, sample_weight), arrays or structures of arrays with the examples along
             the first axis; or a batched `tf.data.Dataset` that ends. Arrays are shuffled for each epoch,
             alike for all strategies; a dataset is iterated as it is, so give its `shuffle` a seed. Or a function
@@ -119,8 +148,8 @@ def compare(
         The comparison, with one run for each workload, strategy and seed.
 
     Raises:
-        InvalidComparisonError, InvalidDataError, MissingDataError, NotAModelError: the arguments, the data
-            or the model are wrong.
+        InvalidComparisonError, UnknownArgumentError, InvalidModelError, NotAModelError, InvalidDataError,
+            MissingDataError: the arguments, the model or the data are wrong.
         StoreError: the store cannot be written, or is none.
         UnknownWorkloadError: there is no workload of that name.
         UnknownStrategyError, InvalidOptionsError, RepeatedStrategyError, StrategyConflictError,

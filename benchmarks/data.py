@@ -1,5 +1,6 @@
 """Data as the runner takes it, and the order in which it is trained on."""
 
+import functools
 from typing import Any, NamedTuple
 
 import keras
@@ -44,11 +45,20 @@ def checked(source: Source, name: str) -> Source:
         raise InvalidDataError(
             f"`{name}` must be (x, y), (x, y, sample_weight) or a batched tf.data.Dataset, not {_kind(source)}."
         )
-    arrays = tf.nest.map_structure(_array, source)
-    lengths = sorted({len(array) if array.ndim else 0 for array in tf.nest.flatten(arrays)})
-    if len(lengths) != 1 or lengths[0] == 0:
-        raise InvalidDataError(f"The arrays of `{name}` must have one length above 0, not {lengths}.")
-    return arrays
+    parts = [
+        tf.nest.map_structure(functools.partial(_array, what=f"{part} of `{name}`"), value)
+        for part, value in zip(_PARTS, source, strict=False)
+    ]
+    lengths = {
+        part: sorted({len(array) for array in tf.nest.flatten(value)})
+        for part, value in zip(_PARTS, parts, strict=False)
+    }
+    if len(set(map(tuple, lengths.values()))) > 1 or len(lengths["x"]) != 1:
+        shown = ", ".join(f"{part} {' and '.join(map(str, found))}" for part, found in lengths.items())
+        raise InvalidDataError(f"The arrays of `{name}` must be of one length, and are not: {shown}.")
+    if lengths["x"] == [0]:
+        raise InvalidDataError(f"`{name}` is empty: there is no example in it.")
+    return tuple(parts)
 
 
 def train_batches(source: Source, *, seed: int, epochs: int, batch_size: int) -> Batches:
@@ -102,8 +112,24 @@ def _check_dataset(dataset: tf.data.Dataset, name: str) -> None:
         )
 
 
-def _array(value: Any) -> np.ndarray:
+_PARTS = ("x", "y", "sample_weight")
+
+
+def _array(value: Any, what: str) -> np.ndarray:
     array = np.asarray(value)
+    first = array.ravel()[:1].tolist()
+    if array.ndim == 0:
+        raise InvalidDataError(
+            f"{what} holds {value!r} where an array belongs. A list is taken for several arrays, one for each input: "
+            "make one array of it, np.asarray(...)."
+        )
+    if what[0] == "y" and array.dtype.kind in "USO":
+        raise InvalidDataError(
+            f"{what} holds {first[0] if first else 'text'!r}: labels are numbers. Number the classes, such as by "
+            "np.unique(labels, return_inverse=True)[1]."
+        )
+    if array.dtype.kind == "O" and not all(isinstance(each, str | bytes) for each in array.flat):
+        raise InvalidDataError(f"{what} is an array of objects, such as {first[0]!r}: numbers of one kind are needed.")
     return array.astype(keras.backend.floatx()) if array.dtype == np.float64 else array
 
 

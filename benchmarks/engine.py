@@ -8,8 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import tensorflow as tf
+
+from trainstep.benchmarks import trial
 from trainstep.benchmarks import workload as workloads
 from trainstep.benchmarks.cost import COUNTED_MEMORY, cost_job
+from trainstep.benchmarks.data import Split
 from trainstep.benchmarks.environment import environment
 from trainstep.benchmarks.errors import InvalidComparisonError, OutOfTimeError, WorkerDiedError
 from trainstep.benchmarks.executors import ONE_THREAD, Here, Job, Outcome, Worker, cores, opener, work
@@ -87,7 +92,7 @@ def run(suite: Suite, store: Store, options: Options) -> tuple[tuple[Run, ...], 
 
     Raises:
         InvalidComparisonError: there is no such executor, or something cannot be sent to another process.
-        InvalidDataError, MissingDataError, NotAModelError: the data or the model are wrong.
+        InvalidDataError, MissingDataError, InvalidModelError, NotAModelError: the data or the model are wrong.
     """
     if options.workers is not None and options.workers < 1:
         raise InvalidComparisonError(f"`workers` must be a positive integer, not {options.workers!r}.")
@@ -103,14 +108,35 @@ def run(suite: Suite, store: Store, options: Options) -> tuple[tuple[Run, ...], 
 
 
 def _fingerprinted(suite: Suite) -> tuple[dict[str, Task], dict[str, dict[int, Weights]]]:
-    """Return the tasks, with a fingerprint in the settings of a user's own; and initial weights no seed decides."""
+    """Return the tasks, with a fingerprint in the settings of a user's own; and initial weights no seed decides.
+
+    A user's own are tried on the way, before anything runs.
+    """
     tasks, initial = dict(suite.tasks), {}
     for name, task in tasks.items():
-        if task.settings.workload not in workloads.names() and task.settings.fingerprint is None:
-            text, initial[name] = fingerprint(Bench(task), tuple(suite.seeds))
-            settings = task.settings.model_copy(update={"fingerprint": text})
+        if task.settings.workload in workloads.names():
+            _check_changes(task, suite.seeds[0])
+        elif task.settings.fingerprint is None:
+            bench, seeds = Bench(task), tuple(suite.seeds)
+            models = trial.two_models(bench, seeds[0])
+            text, initial[name] = fingerprint(bench, seeds, models)
+            trial.check(bench, models[0], suite.compositions.values())
+            changes: dict[str, Any] = {"fingerprint": text}
+            if isinstance(bench.split.train, tf.data.Dataset):
+                changes["batch_size"] = None  # It has its own, which a function that returns it could not say before.
+            settings = task.settings.model_copy(update=changes)
             tasks[name] = dataclasses.replace(task, settings=settings)
     return tasks, initial
+
+
+def _check_changes(task: Task, seed: int) -> None:
+    """Try a workload whose loss or metrics are not its own any more; on zeros, as its data are not read here."""
+    workload = workloads.get(task.settings.workload)
+    if (task.settings.loss, task.settings.metrics) == (workload.loss, workload.metrics):
+        return
+    zeros = (np.zeros((2, *workload.input_shape), "float32"), np.zeros(2, "int64"))
+    bench = Bench(dataclasses.replace(task, load=lambda: Split(zeros, zeros)))
+    trial.check(bench, bench.new_model(seed))
 
 
 @contextlib.contextmanager

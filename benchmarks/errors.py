@@ -8,7 +8,18 @@ class UnknownWorkloadError(TrainstepError):
 
 
 class InvalidComparisonError(TrainstepError):
-    """The arguments of `compare` leave something out, or contradict each other."""
+    """The arguments of `compare` are wrong, leave something out, or contradict each other."""
+
+    path: tuple[str, ...] = ()
+    """Where in what was given the mistake is, as far as that is known."""
+
+
+class UnknownArgumentError(InvalidComparisonError, TypeError):
+    """`compare` has no argument of that name, or was given one without a name."""
+
+
+class InvalidModelError(InvalidComparisonError):
+    """The function of a user's own model fails, or what it returns cannot be compared, or does not fit the data."""
 
 
 class InvalidExperimentError(InvalidComparisonError):

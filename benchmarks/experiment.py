@@ -13,6 +13,7 @@ text. `{grid: [...]}` in place of an option's value stands for several strategie
 it; several grids of one label are multiplied out.
 """
 
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,11 +22,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from trainstep import registry
-from trainstep.benchmarks import optimizers, workload
+from trainstep.benchmarks import optimizers, own, workload
 from trainstep.benchmarks.attack import Attack
 from trainstep.benchmarks.errors import InvalidComparisonError, InvalidExperimentError
 from trainstep.benchmarks.source import Source
-from trainstep.benchmarks.spec import GRID, expanded, parse_spec
+from trainstep.benchmarks.spec import GRID, check_label, expanded, parse_spec
 from trainstep.composition import compose
 from trainstep.errors import InvalidOptionsError, TrainstepError, nearest
 
@@ -88,19 +89,21 @@ def seeds(given: Any) -> tuple[int, ...]:
         InvalidComparisonError: they are not different integers, or there is none.
     """
     chosen: tuple[Any, ...] = ()
-    if _is_integer(given):
-        chosen = tuple(range(given))
+    if is_integer(given):
+        chosen = tuple(range(min(given, 2**31)))
     elif isinstance(given, Iterable) and not isinstance(given, str | bytes):
         chosen = tuple(given)
-    if not chosen or len(set(chosen)) < len(chosen) or not all(_is_integer(s) and 0 <= s < 2**31 for s in chosen):
+    valid = all(is_integer(seed) and 0 <= seed < 2**31 for seed in chosen)
+    if not chosen or not valid or len(set(chosen)) < len(chosen):
         raise InvalidComparisonError(
             f"`seeds` is how many, at least 1, or different integers from 0 to 2**31 - 1, not {given!r}."
         )
-    return chosen
+    return tuple(map(int, chosen))
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def is_integer(value: Any) -> bool:
+    """Return whether `value` is an integer, NumPy's too, and no truth value."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _as_choice(value: Any) -> Any:
@@ -119,6 +122,8 @@ def _as_target(value: Any) -> Any:
     if isinstance(value, Mapping) and len(value) == 1 and not set(value) & set(TargetChoice.model_fields):
         [(metric, number)] = value.items()
         return {"metric": metric, "value": number}
+    if not isinstance(value, Mapping | TargetChoice):
+        raise _problem(f"A target is METRIC=VALUE, such as accuracy=0.95, or {{metric: value}}, not {value!r}.")
     return value
 
 
@@ -126,15 +131,36 @@ def _as_optimizer(value: Any) -> Any:
     return _placed((), optimizers.parse if isinstance(value, str) else optimizers.check, value)
 
 
+def _as_loss(value: Any) -> Any:
+    return _known_to_keras(own.check_loss, value, ())
+
+
+def _as_metrics(value: Any) -> Any:
+    for index, name in enumerate(_as_several(value)):
+        _known_to_keras(own.check_metric, name, (index,))
+    return _as_several(value)
+
+
+def _known_to_keras(check: Callable[[Any], None], name: Any, place: tuple[Any, ...]) -> Any:
+    # What is of another type pydantic refuses; what is registered as "package>name" may be so by the model's module.
+    if isinstance(name, str) and ">" not in name:
+        _placed(place, check, name)
+    return name
+
+
 def _as_strategies(value: Any) -> Any:
     """Return strategies by label, those without a value spelled out."""
     if value and isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
-        repeated = sorted({text for text in value if value.count(text) > 1})
+        labels = [text.strip() for text in value]
+        repeated = [index for index, label in enumerate(labels) if label in labels[:index]]
         if repeated:
-            raise _problem(f"{repeated[0]!r} is listed twice. Leave one out, or give it other options.")
-        return {text.strip(): text for text in value}
+            label, place = labels[repeated[0]], (repeated[0],)
+            raise _problem(f"{label!r} is listed twice. Leave one out, or give it other options.", place)
+        return dict(zip(labels, value, strict=True))
     if value and isinstance(value, Mapping):
-        return {str(label): str(label) if spec is None else spec for label, spec in value.items()}
+        for label in value:
+            _placed((label,), check_label, label)
+        return {label: label if spec is None else spec for label, spec in value.items()}
     raise _problem(
         f"Strategies are a list of texts, or a mapping from labels to compositions, at least one, not {value!r}."
     )
@@ -189,7 +215,6 @@ def _check_grid(what: str, value: Mapping[str, Any], path: tuple[Any, ...]) -> N
 
 # --- The experiment -------------------------------------------------------------------------------
 
-Texts = Annotated[tuple[str, ...], BeforeValidator(_as_several)]
 Composed = Annotated[dict[str, dict[str, Any]], BeforeValidator(_as_composition)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -221,8 +246,10 @@ class Experiment(_Part):
     optimizer: Annotated[dict[str, Any], BeforeValidator(_as_optimizer)] | None = Field(
         default=None, description="A name of Keras, or {name: ..., learning_rate: ..., schedule: {name: ...}, ...}."
     )
-    loss: str | None = Field(default=None, description="A name of Keras.")
-    metrics: Texts | None = Field(default=None, description="Names of Keras; verdicts are on the first.")
+    loss: Annotated[str, BeforeValidator(_as_loss)] | None = Field(default=None, description="A name of Keras.")
+    metrics: Annotated[tuple[str, ...], BeforeValidator(_as_metrics)] | None = Field(
+        default=None, description="Names of Keras; verdicts are on the first."
+    )
     higher_is_better: bool | None = Field(default=None, description="Of the first metric; for a name Keras lacks.")
     attack: Attack | Literal[False] | None = Field(
         default=None, description="Budget of the attack behind the robust accuracy; false: none."
@@ -260,9 +287,10 @@ class Experiment(_Part):
         seen: set[str] = set()
         for label, composition in self.strategies.items():
             for full, _ in expanded(label, composition):
-                if full in seen:
+                shown = " ".join(full.split())
+                if shown in seen:
                     raise _problem(f"Two strategies would be labelled {full!r}.", ("strategies", label))
-                seen.add(full)
+                seen.add(shown)
         return self
 
     def specs(self) -> dict[str, dict[str, dict[str, Any]]]:

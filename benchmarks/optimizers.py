@@ -8,6 +8,8 @@ and ends with the budget where it has `decay_steps` and they are not given.
 """
 
 import inspect
+import math
+import numbers
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -34,27 +36,26 @@ def check(given: Any) -> dict[str, Any]:
         return dict(given)
     wanted = {"name": given} if isinstance(given, str) else given
     if not isinstance(wanted, Mapping) or not isinstance(wanted.get("name"), str):
-        raise _MisplacedError(f"An optimizer is a name, or {{name: ..., option: ...}}, not {given!r}.", ())
+        raise _misplaced(f"An optimizer is a name, or {{name: ..., option: ...}}, not {given!r}.", ())
     wanted = dict(wanted)
     optimizer = _class_of(wanted["name"], optimizers(), "optimizer", ("name",))
     options = {key: value for key, value in wanted.items() if key not in ("name", "schedule")}
     _check_options(wanted["name"], optimizer, options, (), also=("schedule",))
+    _check_rate("learning_rate", options.get("learning_rate"), ())
     schedule = wanted.get("schedule")
     if schedule is None:
         wanted.pop("schedule", None)
         return wanted
     schedule = {"name": schedule} if isinstance(schedule, str) else schedule
     if not isinstance(schedule, Mapping) or not isinstance(schedule.get("name"), str):
-        raise _MisplacedError(f"A schedule is a name, or {{name: ..., option: ...}}, not {schedule!r}.", ("schedule",))
+        raise _misplaced(f"A schedule is a name, or {{name: ..., option: ...}}, not {schedule!r}.", ("schedule",))
     kind = _class_of(schedule["name"], schedules(), "schedule", ("schedule", "name"))
     _check_options(schedule["name"], kind, {k: v for k, v in schedule.items() if k != "name"}, ("schedule",))
     parameters = inspect.signature(kind.__init__).parameters
     if "learning_rate" in wanted and "initial_learning_rate" not in parameters:
-        raise _MisplacedError(f"The schedule {schedule['name']!r} has all learning rates itself.", ("learning_rate",))
+        raise _misplaced(f"The schedule {schedule['name']!r} has all learning rates itself.", ("learning_rate",))
     if "learning_rate" in wanted and "initial_learning_rate" in schedule:
-        raise _MisplacedError(
-            "Give learning_rate, or initial_learning_rate in the schedule, but not both.", ("schedule",)
-        )
+        raise _misplaced("Give learning_rate, or initial_learning_rate in the schedule, but not both.", ("schedule",))
     return {**wanted, "schedule": dict(schedule)}
 
 
@@ -132,7 +133,7 @@ def _class_of(name: str, known: Mapping[str, type], kind: str, path: tuple[str, 
     if _plain(name) in known:
         return known[_plain(name)]
     shown = sorted({_snake(value.__name__) if kind == "schedule" else key for key, value in known.items()})
-    raise _MisplacedError(f"Unknown {kind} {name!r}.{nearest(name.lower(), shown)} Known: {', '.join(shown)}.", path)
+    raise _misplaced(f"Unknown {kind} {name!r}.{nearest(name.lower(), shown)} Known: {', '.join(shown)}.", path)
 
 
 def _snake(name: str) -> str:
@@ -147,10 +148,15 @@ def _check_options(
     for option in options:
         if option not in known:
             allowed = [*known, *also]
-            raise _MisplacedError(
+            raise _misplaced(
                 f"{name}: unknown option {option!r}.{nearest(str(option), allowed)} Options: {', '.join(allowed)}.",
                 (*path, str(option)),
             )
+
+
+def _check_rate(name: str, rate: Any, path: tuple[str, ...]) -> None:
+    if isinstance(rate, numbers.Real) and not (rate >= 0 and math.isfinite(rate)):
+        raise _misplaced(f"`{name}` must be a number from 0 on, not {rate!r}.", (*path, name))
 
 
 def _make_schedule(schedule: Mapping[str, Any], learning_rate: float | None, updates: int | None) -> Any:
@@ -181,9 +187,7 @@ def _short(value: Any) -> Any:
     return float(str(np.float32(value))) if isinstance(value, float) and np.float32(value) == value else value
 
 
-class _MisplacedError(InvalidComparisonError):
-    """Says where in what was given the mistake is."""
-
-    def __init__(self, message: str, path: tuple[str, ...]) -> None:
-        super().__init__(message)
-        self.path = path
+def _misplaced(message: str, path: tuple[str, ...]) -> InvalidComparisonError:
+    error = InvalidComparisonError(message)
+    error.path = path
+    return error

@@ -13,9 +13,10 @@ import tensorflow as tf
 
 from trainstep.benchmarks import datasets
 from trainstep.benchmarks.data import Split, checked
-from trainstep.benchmarks.errors import InvalidComparisonError, InvalidDataError
+from trainstep.benchmarks.errors import InvalidComparisonError, InvalidDataError, InvalidModelError
+from trainstep.benchmarks.runner import first_line
 from trainstep.composition import applied
-from trainstep.errors import NotAModelError
+from trainstep.errors import NotAModelError, TrainstepError, nearest
 
 
 def imported(text: str, what: str) -> Callable[..., Any]:
@@ -35,9 +36,13 @@ def imported(text: str, what: str) -> Callable[..., Any]:
         raise InvalidComparisonError(
             f"{module} cannot be imported: {error}. It is looked for in the current folder too."
         ) from error
+    except Exception as error:
+        raise InvalidComparisonError(f"{module} cannot be imported: {first_line(error)}.") from error
     if not callable(getattr(found, name, None)):
-        known = ", ".join(sorted(key for key, value in vars(found).items() if callable(value) and key[0] != "_"))
-        raise InvalidComparisonError(f"There is no function {name!r} in {module}. Functions: {known or 'none'}.")
+        known = sorted(key for key, value in vars(found).items() if callable(value) and key[0] != "_")
+        raise InvalidComparisonError(
+            f"There is no function {name!r} in {module}.{nearest(name, known)} Functions: {', '.join(known) or 'none'}."
+        )
     return getattr(found, name)
 
 
@@ -53,7 +58,12 @@ def loaded(load: Callable[[], Any], noise: float) -> Split:
         InvalidDataError: they are not (train, validation), or one of these is of another form.
         InvalidComparisonError: the labels cannot be made wrong.
     """
-    pair = load()
+    try:
+        pair = load()
+    except TrainstepError:
+        raise
+    except Exception as error:
+        raise InvalidDataError(f"The function of the data failed: {first_line(error)}.") from error
     if not (isinstance(pair, tuple) and len(pair) == 2 and not hasattr(pair[0], "shape")):
         raise InvalidDataError(
             f"The function of the data must return (train, validation), not {type(pair).__name__}. Each is (x, y), "
@@ -76,7 +86,13 @@ def builder(model: Any) -> Callable[[int], Any]:
             f"`model` is a function that returns a new model for each run, not {type(model).__name__}: write "
             "model=lambda: keras.Sequential([...])."
         )
+    asked = _asked(model)
     takes_seed = "seed" in inspect.signature(model).parameters
+    if asked - {"seed"}:
+        raise InvalidModelError(
+            f"`model` is a function without arguments, or with one called seed; this one asks for "
+            f"{', '.join(sorted(asked))}. Wrap it: model=lambda: {getattr(model, '__name__', 'build')}(...)."
+        )
 
     def build(seed: int) -> Any:
         built = model(seed=seed) if takes_seed else model()
@@ -90,6 +106,125 @@ def builder(model: Any) -> Callable[[int], Any]:
         return built
 
     return build
+
+
+def _asked(function: Callable[..., Any]) -> set[str]:
+    """Return the names of the arguments that `function` cannot do without."""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return {each.name for each in parameters if each.default is each.empty and each.kind not in kinds}
+
+
+def optimizer_maker(given: Any) -> Callable[[], Any]:
+    """Return a function that makes a new optimizer from one, or calls the function that does.
+
+    Raises:
+        InvalidComparisonError: it is neither, or the function returns something else, or one optimizer twice.
+    """
+    make = maker(given, keras.optimizers.get)
+    one, other = (_made(make, "optimizer") for _ in range(2))
+    if not isinstance(one, keras.optimizers.Optimizer):
+        raise InvalidComparisonError(
+            f"The function `optimizer` must return an optimizer of Keras, not {type(one).__name__} {one!r}."
+        )
+    _refuse_same("optimizer", one, other)
+    return make
+
+
+def metric_maker(given: Any) -> Callable[[], Any]:
+    """Return a function that makes a new metric, or the name of one, which Keras makes.
+
+    Raises:
+        InvalidComparisonError: there is no such metric; or a function returns something else, or one metric twice.
+    """
+    if isinstance(given, str):
+        check_metric(given)
+    elif inspect.isfunction(given) and len(_asked(given)) >= 2:
+        raise InvalidComparisonError(
+            f"A metric is a name, an object of Keras, or a function without arguments that returns one; "
+            f"{given.__name__!r} asks for {', '.join(inspect.signature(given).parameters)}. Wrap it: "
+            f"metric=lambda: keras.metrics.MeanMetricWrapper({given.__name__})."
+        )
+    make = maker(given, lambda name: name)
+    one, other = (_made(make, "metric") for _ in range(2))
+    if isinstance(one, str):
+        check_metric(one)
+    elif not isinstance(one, keras.metrics.Metric):
+        raise InvalidComparisonError(
+            f"The function `metric` must return a metric of Keras, not {type(one).__name__} {one!r}."
+        )
+    else:
+        _refuse_same("metric", one, other)
+    return make
+
+
+def check_metric(given: str) -> None:
+    """Raise `InvalidComparisonError` where Keras has no metric called `given`, with the nearest names."""
+    if given not in _CHOSEN_BY_SHAPE:
+        _check_name("metric", given, keras.metrics, _CHOSEN_BY_SHAPE)
+
+
+def check_loss(given: Any) -> None:
+    """Raise `InvalidComparisonError` where `given`, or a part of it, is no loss, or no name of one."""
+    for loss in tf.nest.flatten(given):
+        if isinstance(loss, str):
+            _check_name("loss", loss, keras.losses, ())
+        elif loss is not None and not callable(loss):
+            raise InvalidComparisonError(f"`loss` is a name, an object of Keras or a function, not {loss!r}.")
+
+
+_CHOSEN_BY_SHAPE = ("accuracy", "acc", "crossentropy", "ce")
+"""Names for which Keras looks at output and labels."""
+
+
+def _check_name(kind: str, given: str, module: Any, others: tuple[str, ...]) -> None:
+    problem = _problem(module, given)
+    if problem is None:
+        return
+    if hasattr(module, given) and isinstance(getattr(module, given), type):  # Such as MeanIoU, which needs options.
+        raise InvalidComparisonError(f"The {kind} {given!r} cannot be made from its name alone: {problem}.")
+    known = sorted({*_names(module), *others}, key=str.lower)
+    by_letters = {name.lower(): name for name in known}
+    hint = nearest(given.lower(), by_letters)
+    raise InvalidComparisonError(f"Unknown {kind} {given!r}.{hint} Known: {', '.join(known)}.")
+
+
+def _names(module: Any) -> list[str]:
+    """Return the names that the function `get` of `module` takes: of functions, short ones, and of other classes."""
+    taken = [name for name in (*vars(module), *_SHORT) if name[0] != "_" and not _problem(module, name)]
+    functions = [name for name in taken if name.islower()]
+    told = {name.replace("_", "") for name in functions}
+    return [*functions, *(name for name in taken if name.lower() not in told)]
+
+
+def _problem(module: Any, given: str) -> str | None:
+    """Return why the function `get` of `module` does not take `given`; None where it does."""
+    try:
+        found = module.get(given)
+    except Exception as error:  # noqa: BLE001  Keras has several.
+        return first_line(error)
+    return None if callable(found) and given not in _HELPERS else "it is none"
+
+
+_SHORT = ("mse", "mae", "mape", "msle")
+_HELPERS = ("deserialize", "serialize", "get", "Loss", "Metric")
+"""What Keras takes for losses and metrics, as it is where these are."""
+
+
+def _made(make: Callable[[], Any], what: str) -> Any:
+    try:
+        return make()
+    except TrainstepError:
+        raise
+    except Exception as error:
+        raise InvalidComparisonError(f"The function `{what}` failed: {first_line(error)}.") from error
+
+
+def _refuse_same(what: str, one: Any, other: Any) -> None:
+    if one is other:
+        raise InvalidComparisonError(
+            f"The function `{what}` must return a new one at each call, and returns the same: runs would share it."
+        )
 
 
 def maker(given: Any, by_name: Callable[[str], Any]) -> Callable[[], Any]:

@@ -29,8 +29,8 @@ from trainstep.benchmarks.summary import Group
 
 COMMAND = "trainstep compare experiment.yaml"
 _TEMPLATES = Path(__file__).parent
-_GAP = 3
-"""Blanks between two columns of a terminal."""
+_GAPS = {False: 3, True: 2}
+"""Blanks between two columns of a terminal, by whether intervals are under their values."""
 _LONGEST_LABEL, _LONGEST_WORDS = 28, 18
 """Letters of a label, and of other words, before they go on on the next line."""
 
@@ -73,11 +73,11 @@ def text(groups: Sequence[Group], width: int = 140) -> str:
 def _tables(columns: Sequence[Column], width: int) -> list[Table]:
     for stacked in (False, True):
         widths = [_width(column, stacked=stacked) for column in columns]
-        if sum(widths) + _GAP * (len(widths) - 1) <= width:
+        if sum(widths) + _GAPS[stacked] * (len(widths) - 1) <= width:
             return [_table(columns, widths, stacked=stacked)]
     tables, block = [], [0]
     for index in range(1, len(columns)):
-        if sum(widths[i] + _GAP for i in block) + widths[index] > width and len(block) > 1:
+        if sum(widths[i] + _GAPS[True] for i in block) + widths[index] > width and len(block) > 1:
             tables.append(block)
             block = [0]
         block.append(index)
@@ -86,7 +86,9 @@ def _tables(columns: Sequence[Column], width: int) -> list[Table]:
 
 
 def _table(columns: Sequence[Column], widths: Sequence[int], *, stacked: bool) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    # One blank is the separator's.
+    padding = (0, 1, 0, _GAPS[stacked] - 2)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding)
     for column, width in zip(columns, widths, strict=True):
         justify = "left" if column.words else "right"
         table.add_column(Text(column.title), justify=justify, width=width, overflow="fold")
@@ -144,7 +146,7 @@ def _markdown(words: str) -> str:
     """Return text that Markdown shows as it stands."""
     escaped = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     # Underscores within a word are left alone by readers of today, and names are full of them.
-    return re.sub(r"([\\`*|\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(escaped.split()))
+    return re.sub(r"([\\`*|~$\[\]]|(?<!\w)_|_(?!\w)|^[#>+-](?= )|^\d+(?=[.)] ))", r"\\\1", " ".join(escaped.split()))
 
 
 # --- Page ---------------------------------------------------------------------------------------------------------

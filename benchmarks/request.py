@@ -1,29 +1,32 @@
 """Checking what `compare` is asked for, before any data are read or any model is built."""
 
 import functools
+import math
+import numbers
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from trainstep import registry
-from trainstep.benchmarks import datasets, optimizers, own
+from trainstep.benchmarks import datasets, optimizers, own, source
 from trainstep.benchmarks import workload as workloads
 from trainstep.benchmarks.attack import Attack
 from trainstep.benchmarks.data import Source, Split, checked
-from trainstep.benchmarks.errors import InvalidComparisonError
-from trainstep.benchmarks.experiment import Experiment, WorkloadChoice, seeds
+from trainstep.benchmarks.errors import InvalidComparisonError, InvalidExperimentError
+from trainstep.benchmarks.experiment import Experiment, WorkloadChoice, is_integer, seeds
 from trainstep.benchmarks.records import Budget, Settings, Target
 from trainstep.benchmarks.runner import Task
-from trainstep.benchmarks.spec import expanded, parse_spec
+from trainstep.benchmarks.spec import check_label, expanded, parse_spec
 from trainstep.benchmarks.workload import Workload
 from trainstep.composition import Composition, Spec, compose
 from trainstep.declaration import validated_options
-from trainstep.errors import InvalidSpecError, UnknownStrategyError
+from trainstep.definition import check_optimizer_with
+from trainstep.errors import InvalidSpecError, UnknownStrategyError, nearest
 
 CONTROL = "standard"
 SEEDS = 5
@@ -83,14 +86,28 @@ def merged(
         asked = {name: value for name, value in asked.items() if name not in ("model", "data")}
     if "model" in given:
         asked.pop("workload", None)
+    if "train" in given:
+        asked.pop("data", None)
     asked |= given
-    if isinstance(asked.get("model"), str):
-        asked["model"] = own.imported(asked["model"], "model")
-    if "data" in asked:
-        data = asked.pop("data")
-        asked["train"] = own.imported(data, "data") if isinstance(data, str) else data
+    for name, target in (("model", "model"), ("data", "train")):
+        if name in asked:
+            found = asked.pop(name)
+            if isinstance(found, str):
+                found = _imported(found, name, None if name in given else experiment)
+            asked[target] = found
     wanted = {name: value for name, value in asked.items() if name in WANTED}
-    return wanted, {name: value for name, value in asked.items() if name not in WANTED}
+    return wanted, checked_running({name: value for name, value in asked.items() if name not in WANTED})
+
+
+def _imported(text: str, name: str, experiment: Any) -> Callable[..., Any]:
+    """Return the function `text`; where a file asked for it, an error has its line."""
+    try:
+        return own.imported(text, name)
+    except InvalidComparisonError as error:
+        if isinstance(experiment, str | Path):
+            file = source.Source(experiment)
+            raise InvalidExperimentError(f"{file.path}, line {file.line([name])}: {name}: {error}") from error
+        raise
 
 
 def suite_of(
@@ -140,8 +157,10 @@ def suite_of(
     if experiment is not None:
         given = {name: value for name, value in locals().items() if name != "experiment"}
         return suite_of(**merged(experiment, given)[0])
-    if strategies is None:
-        raise InvalidComparisonError("Give strategies= to compare, such as ['standard'].")
+    if strategies is None or (isinstance(strategies, Sequence | Mapping) and not strategies):
+        raise InvalidComparisonError(
+            f"Give strategies= to compare with {CONTROL!r}, at least one of: {', '.join(registry.names())}."
+        )
     composed, control = compositions(strategies)
     chosen = _seeds(SEEDS if seeds is None else seeds)
     changes = {
@@ -151,7 +170,7 @@ def suite_of(
         "learning_rate": learning_rate,
         "loss": loss,
         "metrics": _metrics(metric, metrics),
-        "higher_is_better": higher_is_better,
+        "higher_is_better": _flag("higher_is_better", higher_is_better),
         "attack": attack if attack is None or attack is False else validated_options("attack", Attack, attack),
         "target": target,
     }
@@ -159,17 +178,39 @@ def suite_of(
         if model is not None or train is not None or validation is not None:
             raise InvalidComparisonError("Give a workload, or your own model, train and validation, but not both.")
         folder = None if data_dir is None else Path(data_dir)
+        if folder is not None and not folder.is_dir():
+            raise InvalidComparisonError(f"There is no folder data_dir={str(data_dir)!r}.")
         made = [_of_workload(one, folder, changes) for one in _workloads(workload, noise)]
-    elif model is None or train is None or (validation is None and not own.is_loader(train)):
+    elif missing := _missing(model, train, validation):
         raise InvalidComparisonError(
-            f"Give model=, train= and validation=, or workload= with one of: {', '.join(workloads.names())}."
+            f"{missing} missing. Give model=, train= and validation=, or workload= with one of: "
+            f"{', '.join(workloads.names())}."
         )
+    elif data_dir is not None:
+        raise InvalidComparisonError(
+            "`data_dir` is for the data of workloads, and yours are given by train= and validation=."
+        )
+    elif own.is_loader(train) and validation is not None:
+        raise InvalidComparisonError("The function `train` returns (train, validation): leave out validation=.")
+    elif isinstance(train, tf.data.Dataset) and batch_size is not None:
+        raise InvalidComparisonError("`batch_size` is for arrays, and the dataset `train` has its own batches.")
     else:
         made = [_of_user(model, train, validation, noise or 0.0, changes)]
     tasks = dict(made)
     if len(tasks) < len(made):
         raise InvalidComparisonError(f"A workload is given twice: {', '.join(label for label, _ in made)}.")
+    for task in tasks.values():
+        optimizer_made = task.make_optimizer()
+        for composition in composed.values():
+            check_optimizer_with(composition, optimizer_made)
     return Suite(tasks, composed, control, chosen, {label: task.settings for label, task in tasks.items()})
+
+
+def _missing(model: Any, train: Any, validation: Any) -> str:
+    """Return what of these is not there, with its verb; of a function of data, validation is a part."""
+    given = {"model": model, "train": train, "validation": True if own.is_loader(train) else validation}
+    names = [f"{name}=" for name, value in given.items() if value is None]
+    return f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'}" if names else ""
 
 
 # --- Strategies -----------------------------------------------------------------------------------
@@ -187,22 +228,27 @@ def compositions(strategies: Mapping[str, Spec] | Sequence[str]) -> tuple[dict[s
     if isinstance(strategies, Mapping):
         given = dict(strategies)
     elif isinstance(strategies, Sequence) and all(isinstance(name, str) for name in strategies):
-        repeated = sorted({name for name in strategies if strategies.count(name) > 1})
+        labels = [name.strip() for name in strategies]
+        repeated = sorted({label for label in labels if labels.count(label) > 1})
         if repeated:
             raise InvalidSpecError(f"{repeated[0]!r} is listed twice. Leave one out, or give it other options.")
-        given = {name.strip(): name for name in strategies}
+        given = dict(zip(labels, strategies, strict=True))
     else:
         raise InvalidSpecError(
             "`strategies` is a list of names, or a mapping from labels to a name, a list of names or "
             f"{{name: options}}, not {strategies!r}."
         )
     composed: dict[str, Composition] = {}
+    shown: set[str] = set()
     for label, spec in given.items():
+        check_label(label)
+        spec = label if spec is None else spec  # noqa: PLW2901
         spec = parse_spec(spec) if isinstance(spec, str) else spec  # noqa: PLW2901
-        variants = expanded(str(label), spec) if isinstance(spec, Mapping) else [(str(label), spec)]
+        variants = expanded(label, spec) if isinstance(spec, Mapping) else [(label, spec)]
         for full, variant in variants:
-            if full in composed:
+            if full in composed or " ".join(full.split()) in shown:
                 raise InvalidSpecError(f"Two strategies would be labelled {full!r}.")
+            shown.add(" ".join(full.split()))  # As a page shows it.
             composed[full] = _composed(label, variant)
     control_class = registry.get(CONTROL)
     control = next((label for label, composition in composed.items() if list(composition) == [control_class]), None)
@@ -232,10 +278,56 @@ _seeds = seeds  # `suite_of` has an argument of that name.
 # --- Settings -------------------------------------------------------------------------------------
 
 
-def _positive(name: str, value: Any) -> Any:
-    if value is not None and (isinstance(value, bool) or not (isinstance(value, int) and value > 0)):
+def _positive(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if not (is_integer(value) and value > 0):
         raise InvalidComparisonError(f"`{name}` must be a positive integer, not {value!r}.")
+    return int(value)
+
+
+def _number(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (number and 0 < value < float("inf")):
+        raise InvalidComparisonError(f"`{name}` must be a positive number, not {value!r}.")
+    return float(value)
+
+
+def _flag(name: str, value: Any) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise InvalidComparisonError(f"`{name}` is True or False, not {value!r}.")
     return value
+
+
+def _path(name: str, value: Any) -> Any:
+    if value is not None and not (isinstance(value, str | os.PathLike) and str(value)):
+        raise InvalidComparisonError(f"`{name}` is a path, not {value!r}.")
+    return value
+
+
+_RUNNING: dict[str, Callable[[str, Any], Any]] = {
+    "output": _path,
+    "store": _path,
+    "workers": _positive,
+    "executor": lambda name, value: value,  # Which there are, the executors know.
+    "cost": _flag,
+    "time_limit": _number,
+    "retry_failed": _flag,
+    "tensorboard": _path,
+    "mlflow": _path,
+    "progress": _flag,
+}
+
+
+def checked_running(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments that say how a suite is run, those that are None left out.
+
+    Raises:
+        InvalidComparisonError: one is of the wrong kind.
+    """
+    return {name: _RUNNING[name](name, value) for name, value in given.items() if value is not None}
 
 
 def _budget(epochs: Any, updates: Any, seconds: Any) -> Budget | None:
@@ -243,12 +335,8 @@ def _budget(epochs: Any, updates: Any, seconds: Any) -> Budget | None:
     given = {name: value for name, value in given.items() if value is not None}
     if len(given) > 1:
         raise InvalidComparisonError(f"A run has one budget: give {' or '.join(given)}, but not both.")
-    _positive("epochs", epochs)
-    _positive("updates", updates)
-    numeric = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if seconds is not None and not (numeric and 0 < seconds < float("inf")):
-        raise InvalidComparisonError(f"`seconds` must be a positive number, not {seconds!r}.")
-    return Budget(**given) if given else None
+    kinds = {"epochs": _positive, "updates": _positive, "seconds": _number}
+    return Budget(**{name: kinds[name](name, value) for name, value in given.items()}) if given else None
 
 
 def _metrics(metric: Any, metrics: Any) -> list[Any] | None:
@@ -355,11 +443,16 @@ def _task(
     """
     chosen = {name: default if changes[name] is None else changes[name] for name, default in defaults.items()}
     budget, batch_size = chosen["budget"], chosen["batch_size"]
+    if changes["batch_size"] and examples is not None and changes["batch_size"] > examples:
+        raise InvalidComparisonError(
+            f"`batch_size` is {batch_size}, and there are {examples} examples to train on: give at most that many."
+        )
     if examples is not None and batch_size is not None:
         steps = -(-examples // batch_size)
     updates = budget.updates or (budget.epochs * steps if budget.epochs and steps else None)
     make_optimizer, plain = _optimizer(chosen["optimizer"], changes["learning_rate"], updates)
-    makers = [own.maker(metric, lambda name: name) for metric in chosen["metrics"]]
+    own.check_loss(chosen["loss"])
+    makers = [own.metric_maker(metric) for metric in chosen["metrics"]]
     make_metrics = functools.partial(_all, makers)
     made = make_metrics()
     names = tuple(own.name(metric) for metric in made)
@@ -399,7 +492,7 @@ def _optimizer(given: Any, learning_rate: Any, updates: int | None) -> tuple[Cal
         return functools.partial(optimizers.make, wanted, updates), True
     if learning_rate is not None:
         raise InvalidComparisonError("learning_rate= goes with an optimizer given by its name: set it in yours.")
-    return own.maker(given, keras.optimizers.get), False
+    return own.optimizer_maker(given), False
 
 
 def _all(makers: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -413,13 +506,14 @@ def _target(
         return default if default is not None and default.metric in names else None
     if isinstance(given, Target):
         target = given.model_dump()
-    elif isinstance(given, int | float) and not isinstance(given, bool):
+    elif isinstance(given, numbers.Real) and not isinstance(given, bool) and math.isfinite(given):
         target = {"metric": names[0], "value": float(given), "higher_is_better": None}
     else:
         target = Experiment.read({"strategies": [CONTROL], "target": given}).target.model_dump()  # pyright: ignore[reportOptionalMemberAccess]
     if target["metric"] not in names:
         raise InvalidComparisonError(
             f"The target is on {target['metric']!r}, which is not among the metrics: {', '.join(names)}."
+            f"{nearest(target['metric'], names)}"
         )
     if target["higher_is_better"] is None:
         index = list(names).index(target["metric"])

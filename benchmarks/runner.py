@@ -229,6 +229,7 @@ def _chunk_seed(seed: int, chunk: int) -> int:
 def first_line(error: BaseException) -> str:
     """Return the class of `error` and the line of its message that says what happened."""
     text = re.sub(r"\x1b\[\d+m", "", str(error))  # Keras prints some messages in bold.
+    text = re.sub(r"\{\{function_node \S+\}\} |\s*\[Op:\w+\]( name:)?", "", text)  # Where in TensorFlow it was.
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     nodes = [index for index, line in enumerate(lines) if line.startswith("[[{{node")]
     if nodes and nodes[0] > 0:  # TensorFlow puts the message after the stack of the operation, before its name.
@@ -384,7 +385,7 @@ def _tensors(source: Any) -> Any:
 # --- A user's own model ---------------------------------------------------------------------------
 
 
-def fingerprint(bench: Bench, seeds: tuple[int, ...]) -> tuple[str, dict[int, Weights]]:
+def fingerprint(bench: Bench, seeds: tuple[int, ...], models: tuple[Any, Any]) -> tuple[str, dict[int, Weights]]:
     """Return what tells a user's own model and data from others, and initial weights that no seed decides.
 
     Layers with their options, initial weights, and data are part of it; of a `tf.data.Dataset` only what it says of
@@ -394,8 +395,9 @@ def fingerprint(bench: Bench, seeds: tuple[int, ...]) -> tuple[str, dict[int, We
         bench: the model and the data.
         seeds: of the runs. Where the builder makes other weights at each call, those of the first call for each are
             returned, so that all processes take the same.
+        models: what two calls of the builder with the first seed made, built.
     """
-    one, other = bench.new_model(seeds[0]), bench.new_model(seeds[0])
+    one, other = models
     weights = one.get_weights()
     same = all(np.array_equal(a, b) for a, b in zip(weights, other.get_weights(), strict=True))
     digest = hashlib.sha256(_structure(one).encode())

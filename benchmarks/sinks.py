@@ -3,6 +3,7 @@
 A run that is there already stays as it is, so that a suite that goes on enters what is new.
 """
 
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -35,11 +36,12 @@ class TensorBoard(Sink):
         """Take `folder`, made where needed.
 
         Raises:
-            InvalidComparisonError: TensorBoard is not installed. TensorFlow brought it up to 2.20.
+            InvalidComparisonError: it cannot be made; or TensorBoard is not installed, which TensorFlow brought up
+                to 2.20.
         """
         if importlib.util.find_spec("tensorboard") is None:
             raise InvalidComparisonError('`tensorboard=` needs TensorBoard: pip install "trainstep[tensorboard]".')
-        self._folder = Path(folder)
+        self._folder = _made(Path(folder), "tensorboard", folder)
 
     def add(self, run: Run) -> None:
         # Its own writer and records: `tf.summary` needs the package as well since TensorFlow 2.21, and the graph.
@@ -100,7 +102,7 @@ class MLflow(Sink):
                 of an SQLite file, made where needed.
 
         Raises:
-            InvalidComparisonError: MLflow is not installed.
+            InvalidComparisonError: MLflow is not installed, or the folder of the file cannot be made.
         """
         if importlib.util.find_spec("mlflow") is None:
             raise InvalidComparisonError('`mlflow=` needs MLflow: pip install "trainstep[mlflow]".')
@@ -108,7 +110,7 @@ class MLflow(Sink):
 
         address = str(where)
         if "://" not in address and address != "databricks":
-            Path(address).parent.mkdir(parents=True, exist_ok=True)
+            _made(Path(address).parent, "mlflow", where)
             address = f"sqlite:///{Path(address).absolute()}"
         self._client: Any = MlflowClient(tracking_uri=address)
         self._experiments: dict[str, str] = {}
@@ -185,8 +187,30 @@ def _plain(value: Any) -> bool | int | float | str:
     return json.dumps(value)
 
 
+def _made(folder: Path, name: str, given: str | Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidComparisonError(f"Nothing can be written to {name}={str(given)!r}: {error.strerror}.") from error
+    return folder
+
+
 def _file_name(*parts: str) -> Path:
-    return Path(*(re.sub(r"[^\w.,=+-]+", "_", part) or "_" for part in parts))
+    """Return a path of names that every system takes, that stay where they belong, and that TensorBoard shows."""
+    return Path(*(_one_file_name(part) for part in parts))
+
+
+def _one_file_name(text: str) -> str:
+    plain = re.sub(r"[^\w.,=+-]+", "_", text)
+    plain = f"_{plain.lstrip('.')}" if plain.startswith(".") else plain  # Hidden, or the folder above.
+    if len(plain.encode()) <= _LONGEST_NAME:
+        return plain
+    end = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{plain.encode()[: _LONGEST_NAME - 9].decode(errors='ignore')}_{end}"
+
+
+_LONGEST_NAME = 120
+"""Bytes; most systems take 255, and other names follow on the same path."""
 
 
 def _mlflow_name(name: str) -> str:

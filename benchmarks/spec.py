@@ -90,6 +90,14 @@ def expanded(label: str, composition: Mapping[str, Any]) -> Iterator[tuple[str, 
         yield " ".join(words), spec
 
 
+def check_label(label: Any) -> None:
+    """Raise `SpecError` where `label` is not what can stand in a table: one line of text that can be seen."""
+    if not isinstance(label, str):
+        raise SpecError(f"A label is a text, not {label!r}. Put it in quotes.")
+    if not label.strip() or not label.isprintable():
+        raise SpecError(f"A label is one line of text that can be seen, not {label!r}.")
+
+
 def _parse_value(key: str, name: str, value: str) -> Any:
     try:
         return json.loads(_PYTHON_AS_JSON.get(value, value))

@@ -3,17 +3,20 @@
 import keras
 import numpy as np
 import pytest
+import suites
 import tensorflow as tf
 
 import trainstep
 from trainstep.benchmarks import errors as benchmark_errors
 from trainstep.benchmarks import request
 from trainstep.benchmarks.comparison import Comparison
-from trainstep.benchmarks.runner import Bench, Trainer, quiet_tracing
+from trainstep.benchmarks.data import Split
+from trainstep.benchmarks.runner import Bench, Trainer, quiet_tracing, run_seed
 
 generator = np.random.default_rng(0)
 X = generator.normal(size=(22, 4)).astype("float32")
 Y = (X.sum(axis=1) > 0).astype("int64")
+VERSIONS = dict.fromkeys(("trainstep", "keras", "tensorflow", "python"), "1")
 DATA = {"train": (X, Y), "validation": (X[:10], Y[:10])}
 
 
@@ -70,7 +73,7 @@ def test_token_inputs_have_no_robust_accuracy_but_a_reason():
 
 def test_a_dataset_is_taken_as_it_is_in_this_process_where_it_cannot_be_sent():
     dataset = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)
-    [run] = compared(train=dataset, validation=dataset, workers=None).runs
+    [run] = compared(train=dataset, validation=dataset, workers=None, batch_size=None).runs
     assert run.failure is None
     assert run.settings.batch_size is None
 
@@ -102,7 +105,9 @@ def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path):
 
 
 def test_the_reason_of_a_failure_is_what_happened_and_not_what_keras_wraps_it_in():
-    [shapes] = compared(train=(X[:, :3], Y)).runs
-    assert "is incompatible with the layer" in shapes.failure
-    [labels] = compared(train=(X, Y + 7)).runs
-    assert "Received a label value of 8" in labels.failure
+    def reason(x, y):
+        task = suites.task(load=lambda: Split((x, y), (X, Y)))
+        return run_seed(Trainer(Bench(task), trainstep.composition.compose("standard")), "label", 0, VERSIONS).failure
+
+    assert "is incompatible with the layer" in reason(X[:, :3], Y)
+    assert "Received a label value of 8" in reason(X, Y + 7)

@@ -141,7 +141,24 @@ MISTAKES = {
     "strategies:\n  a:\n    adversarial:\n      epsilon: {grid: []}": ["line 4: strategies.a.adversarial.epsilon: "],
     "strategies:\n  a: sam +": ["line 2: strategies.a: A strategy is missing in 'sam +'"],
     "strategies:\n  a:\n    standard: 3": ["line 3: strategies.a.standard: Options of 'standard' are a mapping, not 3"],
-    "strategies: [standard, standard]": ["line 1: strategies: 'standard' is listed twice"],
+    "strategies: [standard, standard]": ["line 1: strategies.1: 'standard' is listed twice"],
+    "strategies:\n  - standard\n  - gradient_clipping\n  - ' standard'": [
+        "line 4: strategies.2: 'standard' is listed twi"
+    ],
+    "strategies:\n  a: standard\n  1: sam": ["line 3: strategies.1: A label is a text, not 1. Put it in quotes."],
+    "strategies:\n  'a b': standard\n  'a  b': gradient_clipping": ["line 3: strategies.a  b: Two strategies would be"],
+    "strategies: [standard]\nloss: mean_sqared_error": [
+        "line 2: loss: Unknown loss 'mean_sqared_error'. Did you mean 'mean_squared_error'"
+    ],
+    "strategies: [standard]\nmetrics:\n  - accuracy\n  - acuracy": [
+        "line 4: metrics.1: Unknown metric 'acuracy'. Did you mean 'accuracy'"
+    ],
+    "strategies: [standard]\noptimizer: {name: sgd, learning_rate: -1.0}": [
+        "line 2: optimizer.learning_rate: `learning_rate` must be a number from 0 on, not -1.0."
+    ],
+    "strategies: [standard]\ntarget: true": [
+        "line 2: target: A target is METRIC=VALUE, such as accuracy=0.95, or {met"
+    ],
     "strategies: {}": ["line 1: strategies: Strategies are a list of texts"],
     "seeds: 3": ["line 1: 'strategies' is missing."],
     "strategies: [standard]\nseed: 3": ["line 2: seed: unknown key. Did you mean 'seeds'"],

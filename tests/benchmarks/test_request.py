@@ -118,7 +118,7 @@ def test_there_is_one_budget(given, budget):
 
 def test_own_data_are_read_when_they_are_needed():
     task = task_of(train=never, validation=None)
-    with pytest.raises(AssertionError, match="nothing may be"):
+    with pytest.raises(benchmark_errors.InvalidDataError, match="nothing may be"):
         task.load()
     train, validation = task_of(train=lambda: ((X, Y), (X[:3], Y[:3])), validation=None).load()
     assert (len(train[0]), len(validation[0])) == (22, 3)
@@ -327,7 +327,7 @@ def load(): return (np.ones((4, 2)), np.arange(4)), (np.ones((4, 2)), np.arange(
     for text, message in (
         ("my_own_model", "package.module:function"),
         ("nosuch_module:f", "cannot be imported: No module named"),
-        ("my_own_model:biuld", "no function 'biuld' in my_own_model. Functions: build, load"),
+        ("my_own_model:biuld", "no function 'biuld' in my_own_model. Did you mean 'build'\\? Functions: build, load"),
     ):
         with pytest.raises(benchmark_errors.InvalidComparisonError, match=message):
             merged({"strategies": ["standard"], "model": text}, {})
