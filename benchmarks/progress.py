@@ -11,11 +11,11 @@ from rich.progress import Progress as RichProgress
 class Progress:
     """A bar on the error stream: runs done, running and failed, time left.
 
-    Silent where the stream is no terminal, or where `shown` is False.
+    Silent where the stream is no terminal, unless `shown` is True, or where `shown` is False.
     """
 
     def __init__(self, total: int, done: int = 0, failed: int = 0, shown: bool | None = None) -> None:
-        console = Console(stderr=True)
+        console = Console(stderr=True, force_terminal=shown or None)
         self._running: dict[str, str] = {}
         self._failed = failed
         self._bar = RichProgress(
@@ -28,7 +28,7 @@ class Progress:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=not (console.is_terminal if shown is None else shown),
+            disable=not console.is_terminal if shown is None else not shown,
         )
         self._task = self._bar.add_task("", total=total, completed=done, failed=self._failures())
 

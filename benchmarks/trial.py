@@ -61,7 +61,7 @@ def check(bench: Bench, model: Any, compositions: Iterable[Composition] = ()) ->
         model.compile(task.make_optimizer(), task.loss, metrics=task.make_metrics(), run_eagerly=True)
     except Exception as error:
         raise InvalidModelError(f"The model cannot be compiled: {first_line(error)}.") from error
-    for name, source in bench.split._asdict().items():
+    for name, source in zip(("train", "validation"), bench.split, strict=True):
         batch = _examples(source, 2)
         outputs = _outputs(model, batch[0], name)
         if _is_sparse(task.loss):

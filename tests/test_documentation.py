@@ -73,9 +73,9 @@ def test_each_experiment_that_is_shown_is_one(place, tmp_path):
 
 
 def test_the_experiment_of_the_documentation_runs(tmp_path):
-    """On the smallest workload, for two steps."""
+    """On the smallest net of its inputs, for two steps."""
     path = str(ROOT / "docs" / "experiment.yaml")
-    arguments = ["compare", path, "-w", "blobs_mlp", "--seeds", "1", "--updates", "2", "--workers", "1", "--no-cost"]
+    arguments = ["compare", path, "-w", "digits_mlp", "--seeds", "1", "--updates", "2", "--workers", "1", "--no-cost"]
     result = CliRunner().invoke(trainstep_cli.app, [*arguments, "--attack", "none", "-o", str(tmp_path)])
     assert result.exit_code == 0, result.output
     with Store(tmp_path / "results.sqlite") as store:
