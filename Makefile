@@ -56,7 +56,6 @@ evidence: .venv/installed  ## Compare the first strategies on digits and Fashion
 		benchmarks/experiments/fashion.yaml --output benchmarks/results --store results/evidence-$$(date -u +%F).sqlite
 
 foreign-attack: .venv-addons/installed  ## Attack models by foolbox too, and keep what came out.
-	$(ADDONS_INSTALL) --quiet foolbox==3.3.4 'numpy<2'
 	.venv-addons/bin/python -m trainstep.benchmarks.foreign_attack --output benchmarks/results
 
 clean:  ## Remove what was installed.
@@ -85,11 +84,11 @@ endif
 .venv-addons/installed: pyproject.toml
 ifdef UV
 	uv venv --quiet --allow-existing --python '>=3.10,<3.12' .venv-addons
-	uv pip install --quiet --compile-bytecode --python .venv-addons/bin/python --editable '.[addons]' --group dev
+	uv pip install --quiet --compile-bytecode --python .venv-addons/bin/python --editable '.[addons]' --group dev --group oracles
 else
 	@test -n "$(ADDONS_PYTHON)" || { echo "tensorflow-addons needs Python 3.10 or 3.11, and none was found."; exit 1; }
 	$(ADDONS_PYTHON) -m venv .venv-addons
 	.venv-addons/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	.venv-addons/bin/python -m pip install --quiet --editable '.[addons]' --group dev
+	.venv-addons/bin/python -m pip install --quiet --editable '.[addons]' --group dev --group oracles
 endif
 	touch $@

@@ -68,7 +68,7 @@ def foolbox_robust_accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray, at
         y: int64 class ids (examples,).
         attack: of which epsilon, steps, clip_range and seed count; a step is 2.5 epsilon / steps long, as ours.
     """
-    import foolbox  # noqa: PLC0415  Installed for this measurement only.
+    import foolbox  # noqa: PLC0415  # pyright: ignore[reportMissingImports]  In the environment of tensorflow-addons.
 
     logits = logits_of(model)
     attacked = foolbox.TensorFlowModel(logits, bounds=attack.clip_range)
@@ -89,7 +89,7 @@ def measure_model(label: str, seed: int, plan: Plan) -> dict[str, Any]:
     train = tuple(array[: plan.train_examples] for array in split.train)
     x, y = (array[: plan.attack.examples] for array in split.validation)
     keras.utils.set_random_seed(seed)
-    model = trainstep.apply(workload.build(seed), parse_spec(SPECS[label]))
+    model: Any = trainstep.apply(workload.build(seed), parse_spec(SPECS[label]))
     model.compile("adam", workload.loss, metrics=["accuracy"])
     batches = train_batches(train, seed=seed, epochs=plan.epochs, batch_size=workload.batch_size)
     model.fit(batches.dataset, steps_per_epoch=batches.steps_per_epoch, epochs=plan.epochs, shuffle=False, verbose=0)

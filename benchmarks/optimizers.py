@@ -155,7 +155,7 @@ def _check_options(
 
 
 def _check_rate(name: str, rate: Any, path: tuple[str, ...]) -> None:
-    if isinstance(rate, numbers.Real) and not (rate >= 0 and math.isfinite(rate)):
+    if isinstance(rate, numbers.Real) and not (float(rate) >= 0 and math.isfinite(rate)):
         raise _misplaced(f"`{name}` must be a number from 0 on, not {rate!r}.", (*path, name))
 
 

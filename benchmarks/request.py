@@ -290,7 +290,7 @@ def _number(name: str, value: Any) -> float | None:
     if value is None:
         return None
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (number and 0 < value < float("inf")):
+    if not (number and 0 < float(value) < float("inf")):
         raise InvalidComparisonError(f"`{name}` must be a positive number, not {value!r}.")
     return float(value)
 

@@ -124,7 +124,7 @@ def _is_broadcast(loss: Any, outputs: Any, labels: Any) -> bool:
         return False
     if not (isinstance(outputs, tf.Tensor) and isinstance(labels, tf.Tensor)):
         return False
-    return int(np.prod(outputs.shape[1:])) != int(np.prod(labels.shape[1:]))
+    return outputs.shape[1:].num_elements() != labels.shape[1:].num_elements()
 
 
 def _check_labels(source: Any, outputs: Any, loss: Any, name: str) -> None:
@@ -135,12 +135,12 @@ def _check_labels(source: Any, outputs: Any, loss: Any, name: str) -> None:
     labels = _examples(source, 2)[1] if isinstance(source, tf.data.Dataset) else source[1]
     if not (isinstance(labels, tf.Tensor) and isinstance(outputs, tf.Tensor) and outputs.shape.rank):
         return  # Several outputs: whose labels are whose is for Keras to know.
-    if labels.shape[1:] == outputs.shape[1:] and outputs.shape[-1] > 1:
+    classes, values = outputs.numpy().shape[-1], labels.numpy()
+    if labels.shape[1:] == outputs.shape[1:] and classes > 1:
         raise InvalidDataError(
             f"The labels of `{name}` are {_shown(labels)}, a number for each score of the model. With the loss "
             f"{_SPARSE} a label is the number of a class; for one-hot labels the loss is categorical_crossentropy."
         )
-    classes, values = int(outputs.shape[-1]), labels.numpy()
     if isinstance(loss, keras.losses.Loss):
         values = values[values != loss.get_config().get("ignore_class")]
     whole = values.dtype.kind != "f" or np.array_equal(values, np.round(values))
