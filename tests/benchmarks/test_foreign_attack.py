@@ -18,9 +18,7 @@ pytest.importorskip("foolbox", reason="in the environment of tensorflow-addons")
 
 def linear() -> keras.Model:
     """Return a net whose classes meet at x = 0.5: the logit of class 1 is 8 x - 4, that of class 0 is 0."""
-    model = trainstep.apply(
-        keras.Sequential([keras.layers.Input((1,)), keras.layers.Dense(2, "softmax")]), "standard"
-    )
+    model = trainstep.apply(keras.Sequential([keras.layers.Input((1,)), keras.layers.Dense(2, "softmax")]), "standard")
     model.set_weights([np.array([[0.0, 8.0]], "float32"), np.array([0.0, -4.0], "float32")])
     model.compile("adam", "sparse_categorical_crossentropy")
     return model
