@@ -6,7 +6,7 @@ WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: compare test test-addons test-versions lint format docs support step-cost step-cost-addons memory evidence \
-	foreign-attack clean
+	suite-cost foreign-attack clean
 
 compare: .venv/installed  ## Compare five strategies on handwritten digits; the report goes to results/.
 	.venv/bin/trainstep compare docs/experiment.yaml --output results
@@ -54,6 +54,9 @@ evidence: .venv/installed  ## Compare the first strategies on digits and Fashion
 	# With a store, so that a run that was stopped goes on; runs of an earlier day are in another.
 	.venv/bin/python -m trainstep.benchmarks.evidence benchmarks/experiments/digits.yaml \
 		benchmarks/experiments/fashion.yaml --output benchmarks/results --store results/evidence-$$(date -u +%F).sqlite
+
+suite-cost: .venv/installed  ## Measure what the suite itself takes, and keep what came out.
+	.venv/bin/python -m trainstep.benchmarks.suite_cost --output benchmarks/results
 
 foreign-attack: .venv-addons/installed  ## Attack models by foolbox too, and keep what came out.
 	.venv-addons/bin/python -m trainstep.benchmarks.foreign_attack --output benchmarks/results

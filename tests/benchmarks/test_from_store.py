@@ -1,6 +1,4 @@
-"""A comparison out of a store: its labels, its control, and ten thousand runs in seconds."""
-
-import time
+"""A comparison out of a store: its labels, its control, and many runs."""
 
 import pytest
 import records
@@ -66,24 +64,16 @@ def test_an_empty_store_and_none_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("workloads", "labels", "seeds"), [pytest.param(20, 10, 50, id="broad"), pytest.param(1, 100, 100, id="deep")]
+    ("workloads", "labels", "seeds"), [pytest.param(10, 10, 10, id="broad"), pytest.param(1, 50, 20, id="deep")]
 )
-def test_ten_thousand_runs_are_read_and_reported_within_ten_seconds(workloads, labels, seeds, tmp_path, capsys):
-    gains = {"standard": 0.0, **{f"s{index}": 0.0005 * index for index in range(1, labels)}}
+def test_a_thousand_runs_are_read_and_reported(workloads, labels, seeds, tmp_path):
+    """How long ten thousand take, `benchmarks/suite_cost.py` measures."""
+    gains = {"standard": 0.0, **{f"s{index}": 0.001 * index for index in range(1, labels)}}
     runs, costs = records.suite(gains, workloads=[f"w{index}" for index in range(workloads)], seeds=seeds)
-    assert len(runs) == 10_000
-    path = tmp_path / "results.sqlite"
-    filled(path, runs, costs)
-    begin = time.perf_counter()
-    comparison = Comparison.from_store(path)
-    opened = time.perf_counter() - begin
+    assert len(runs) == 1000
+    comparison = Comparison.from_store(filled(tmp_path / "results.sqlite", runs, costs))
     comparison.write(tmp_path)
-    text = str(comparison)
-    seconds = time.perf_counter() - begin
-    with capsys.disabled():
-        print(f"\n10,000 runs, {workloads} workloads: opened in {opened:.1f} s, reported in {seconds - opened:.1f} s")
-    assert "better" in text
+    assert len(comparison.frame()) == 1000
+    assert "better" in str(comparison)
     # Plotly is 5 MB of it.
     assert (tmp_path / "report.html").stat().st_size < 9_000_000
-    # As promised on two cores of which others take their share.
-    assert seconds < 10
