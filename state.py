@@ -17,8 +17,12 @@ from trainstep.errors import ModelConflictError, NotCompiledError, OptimizerConf
 _STATES: "weakref.WeakKeyDictionary[Any, _State]" = weakref.WeakKeyDictionary()
 
 
-def state_of(model: Any) -> dict[str, dict[str, Any]]:
+def state_of(model: Any, *, frozen: bool = False) -> dict[str, dict[str, Any]]:
     """Return the state variables by strategy name and slot name; created, in the optimizer, when first needed.
+
+    Args:
+        model: with strategies, compiled.
+        frozen: whether slots hold variables of weights as well that were frozen since.
 
     Raises:
         NotCompiledError: there is no optimizer.
@@ -33,7 +37,8 @@ def state_of(model: Any) -> dict[str, dict[str, Any]]:
     if not known.holds(slots_of(type(model))):
         with tf.init_scope():
             _create_missing(model, known)
-    return known.of(model.trainable_variables)
+    of_trained = known.of(model.trainable_variables)
+    return known.variables if frozen else of_trained
 
 
 class _State(NamedTuple):

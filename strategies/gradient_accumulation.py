@@ -21,6 +21,7 @@ from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOption
 from trainstep.gradients import dense, scale
 from trainstep.registry import register
 from trainstep.replicas import add_scaled, assign, assign_add, conditional, run_in_replicas
+from trainstep.state import state_of
 from trainstep.step import Strategy, Update
 
 
@@ -123,7 +124,9 @@ class GradientAccumulation(Strategy):
             tf.convert_to_tensor(total) if there else None
             for total, there in zip(state["gradients"], present, strict=True)
         ]
-        everything = [*state["gradients"], state["samples"], state["count"]]
+        # Those of weights frozen since, too: what they had of this window must not be left for a later one.
+        sums_of_all = state_of(self, frozen=True)["gradient_accumulation"]["gradients"]
+        everything = [*sums_of_all, state["samples"], state["count"]]
         assign([(variable, tf.zeros(variable.shape, variable.dtype)) for variable in everything])
         # Scaled only when the accumulators hold zeros: then nobody else holds the sums, and they are scaled in place.
         with tf.control_dependencies([tf.convert_to_tensor(total) for total in state["gradients"]]):

@@ -347,6 +347,23 @@ def test_frozen_layers_keep_no_sums():
     assert np.isfinite(result.history["loss"]).all()
 
 
+def test_a_weight_frozen_in_the_middle_of_a_window_begins_a_new_one_when_it_thaws(assert_close):
+    model = trainstep.apply(dense(), "gradient_accumulation", steps=3, last_window="carry")
+    optimizer = sgd()
+    for trainable, batches in ((True, 2), (False, 1)):  # The window of three closes without the first layer.
+        model.layers[0].trainable = trainable
+        model.compile(optimizer, "mse")
+        model.fit(X[: 4 * batches], Y[: 4 * batches], batch_size=4, shuffle=False, verbose=0)
+    model.layers[0].trainable = True
+    model.compile(optimizer, "mse")
+    whole = dense()
+    whole.set_weights(model.get_weights())
+    whole.compile(sgd(), "mse")
+    model.fit(X[:12], Y[:12], batch_size=4, shuffle=False, verbose=0)
+    whole.fit(X[:12], Y[:12], batch_size=12, verbose=0)
+    assert_close(model.get_weights(), whole.get_weights())
+
+
 class WithUnused(keras.Model):
     """Has a layer the output does not depend on."""
 
