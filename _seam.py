@@ -78,10 +78,16 @@ def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, *,
     return loss
 
 
-def check_steps_per_execution(model: Any, steps: int | str | None) -> None:
-    """Raise `ModelConflictError` where Keras cannot run several steps at once on the replicas of `model`."""
+def check_steps_per_execution(model: Any, steps: int | str | None = None) -> None:
+    """Raise `ModelConflictError` where Keras cannot run several steps at once on the replicas of `model`.
+
+    Args:
+        model: of Keras.
+        steps: as `compile` takes them; None: those that `model` is compiled with, if it is.
+    """
     replicas = model.distribute_strategy.num_replicas_in_sync
-    if KERAS_3 and replicas > 1 and steps not in (None, 1):
+    steps = getattr(model, "steps_per_execution", 1) if steps is None else steps
+    if KERAS_3 and replicas > 1 and steps != 1:
         # Plain `fit` fails, up to Keras 3.15 at least: "You must feed a value for placeholder tensor".
         raise ModelConflictError(
             f"Keras 3 cannot run several steps at once on several replicas: steps_per_execution={steps!r} with "
@@ -175,10 +181,10 @@ def recorded_loss(model: Any, x: Any, *, composite: bool) -> Iterator[Callable[[
         yield lambda loss: None
         return
     tracker = model.compiled_loss._total_loss_mean  # Keras 2 shows it in `metrics` only after the first step.
-    before = [tf.identity(variable) for variable in tracker.variables]
+    before = _snapshot(tracker.variables)
 
     def record(loss: tf.Tensor) -> None:
-        for variable, value in zip(tracker.variables, before, strict=True):
+        for variable, value in before:
             variable.assign(value)
         _update_loss_metric(tracker, loss, x)
 
@@ -358,6 +364,12 @@ def global_seed() -> int:
 _DEFAULT_GRAPH_SEED = 87654321
 
 
+class QuietCallback(keras.callbacks.Callback):
+    """A callback that looks at no logs of batches."""
+
+    _supports_tf_logs = True  # Without it Keras 2 fetches the logs of every batch; there is no public way to say so.
+
+
 def missing_default_callbacks(callbacks: Sequence[Any], verbose: Any) -> list[Any]:
     """Return the callbacks that `fit` would itself add to `callbacks`."""
     missing: list[Any] = []
@@ -431,15 +443,19 @@ def is_loss_scale_optimizer(optimizer: Any) -> bool:
     return hasattr(optimizer, "get_scaled_loss")
 
 
+_ARGUMENTS = ("clipnorm", "global_clipnorm", "clipvalue", "gradient_accumulation_steps", "loss_scale_factor")
+OPTIMIZER_SETTINGS = (*_ARGUMENTS, "LossScaleOptimizer")
+"""What an optimizer may do to gradients besides its own rule."""
+
+
 def optimizer_settings(optimizer: Any) -> dict[str, Any]:
     """Return what `optimizer` does to gradients besides its own rule, by the name of its argument."""
     if optimizer is None:
         return {}
-    names = ("clipnorm", "global_clipnorm", "clipvalue", "gradient_accumulation_steps", "loss_scale_factor")
-    settings = {name: getattr(optimizer, name, None) for name in names}
+    settings = {name: getattr(optimizer, name, None) for name in _ARGUMENTS}
     if is_loss_scale_optimizer(optimizer):
         inner = optimizer.inner_optimizer
-        settings = {name: getattr(inner, name, None) for name in names}
+        settings = {name: getattr(inner, name, None) for name in _ARGUMENTS}
         settings["LossScaleOptimizer"] = type(inner).__name__
     return {name: value for name, value in settings.items() if value is not None}
 

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import keras
 
-from trainstep import registry, saving
+from trainstep import _seam, registry, saving
 from trainstep.declaration import Declaration, StrategyOptions, validated_options
 from trainstep.definition import check_composition, check_model_class, check_optimizer, stage_order, strategies_of
 from trainstep.errors import (
@@ -16,7 +16,7 @@ from trainstep.errors import (
     RepeatedStrategyError,
 )
 from trainstep.replicas import forget_traces
-from trainstep.state import reset_state
+from trainstep.state import check_holds_state, reset_state
 from trainstep.step import Strategy
 
 Spec = str | Sequence[str] | Mapping[str, Mapping[str, Any] | StrategyOptions]
@@ -38,9 +38,15 @@ def compose(spec: Spec, /, **options: Any) -> Composition:
         spec: a name; or a list of names, with default options; or a mapping from names to options.
         **options: options of the one strategy, where `spec` is a name.
 
+    Returns:
+        Options by strategy class, outermost strategy first.
+
     Raises:
-        UnknownStrategyError, InvalidOptionsError, RepeatedStrategyError, StrategyConflictError,
-        InvalidSpecError: see there.
+        UnknownStrategyError: a name is not registered.
+        InvalidOptionsError: an option is unknown, of the wrong type or out of bounds.
+        RepeatedStrategyError: a name is listed twice.
+        StrategyConflictError: two strategies cannot work together.
+        InvalidSpecError: `spec` is of another form, or empty.
     """
     if isinstance(spec, str):
         given: dict[str, Any] = {spec: options}
@@ -84,6 +90,12 @@ def model_class(base: type[ModelT], spec: Spec, /, **options: Any) -> type[Model
 
     Returns:
         The class, a new one at each call.
+
+    Raises:
+        NotAModelError: `base` is no class of models.
+        AlreadyAppliedError: it has strategies already.
+        ModelConflictError: it overrides `train_step`, or has something of the name of a hook.
+        The errors of `compose`.
     """
     if not (isinstance(base, type) and issubclass(base, keras.Model)):
         raise NotAModelError(f"`model_class` takes keras.Model or a subclass, not {base!r}.")
@@ -115,7 +127,7 @@ def _known_class(base: type[ModelT], spec: Spec, **options: Any) -> type[ModelT]
     _refuse_second(base)
     check_model_class(base)
     composition = compose(spec, **options)
-    key = tuple((strategy, repr(choice)) for strategy, choice in composition.items())
+    key = tuple((strategy, choice.model_dump_json()) for strategy, choice in composition.items())
     known = _classes.setdefault(base, {})
     if key not in known or base not in known[key].__bases__:
         known[key] = _new_class(base, composition)
@@ -140,7 +152,7 @@ def apply(model: ModelT, spec: Spec, /, **options: Any) -> ModelT:
         NotAModelError: `model` is no `keras.Model`.
         AlreadyAppliedError: it has strategies already.
         ModelConflictError, OptimizerConflictError: the model, or the optimizer it is compiled
-            with, does what a strategy does.
+            with, does what a strategy does, or cannot be trained by one.
         UnknownStrategyError, InvalidOptionsError, RepeatedStrategyError, StrategyConflictError,
             InvalidSpecError: `spec` is wrong.
     """
@@ -154,6 +166,9 @@ def apply(model: ModelT, spec: Spec, /, **options: Any) -> ModelT:
     model.__class__ = composed
     try:
         model.check_model()
+        if getattr(model, "optimizer", None) is not None:
+            check_holds_state(model)
+            _seam.check_steps_per_execution(model)
         model.attach_strategies()
     except Exception:
         model.detach_strategies()  # What was changed before it failed.

@@ -59,6 +59,13 @@ class Slot:
     dtype: str = "float32"
     per_weight: bool = False
 
+    def __post_init__(self) -> None:
+        """Raise `StrategyDefinitionError` for what could not be had."""
+        if self.per_weight and self.initial:
+            raise StrategyDefinitionError(
+                f"A slot for each weight starts at zeros, not at {self.initial}: optimizers make no others."
+            )
+
 
 @dataclass(frozen=True)
 class Report:
@@ -68,6 +75,11 @@ class Report:
     """
 
     over: Literal["mean", "sum", "last"] = "mean"
+
+    def __post_init__(self) -> None:
+        """Raise `StrategyDefinitionError` for another `over`."""
+        if self.over not in ("mean", "sum", "last"):
+            raise StrategyDefinitionError(f"A report is over 'mean', 'sum' or 'last', not {self.over!r}.")
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ def validated_options(name: str, schema: type[Schema], options: Any) -> Schema:
     Raises:
         InvalidOptionsError: the message says which option of what is wrong, what was given, and what is allowed.
     """
-    if isinstance(options, schema):
+    if type(options) is schema:  # And not of one that inherits from it: those of another strategy.
         return options
     if not isinstance(options, Mapping):
         raise InvalidOptionsError(

@@ -24,7 +24,10 @@ RESERVED = (
     *(*HOOKS, *HOST_HOOKS, "strategy_options", "strategy_state", "acts_on_updates", "composes_objectives"),
     *("record", "declared_reports", "collects_reports"),
 )
-OWNED_BY_THE_ROOT = ("train_step", "fit", "train_on_batch", "compile", "__init__", "__new__")
+OWNED_BY_THE_ROOT = (
+    *("train_step", "fit", "train_on_batch", "evaluate", "compile", "compile_from_config", "make_train_function"),
+    *("metrics", "record", "strategy_state", "__init__", "__new__"),
+)
 
 _OWN_TRAIN_STEP = (
     "{} overrides `train_step`, which strategies replace: its code would never run. Move what is special in it to "
@@ -107,6 +110,12 @@ def check_composition(strategies: list[Any]) -> None:
 def hooks_used(strategy: Any, options: Any) -> list[str]:
     """Return the hooks in which `strategy` does something, with these options."""
     passed_through = strategy.declaration.passes_through(options)
+    unknown = sorted(set(passed_through) - set(HOOKS))
+    if unknown:
+        raise StrategyDefinitionError(
+            f"{strategy.__name__} passes through {unknown[0]!r}, and there is no such hook."
+            f"{nearest(unknown[0], HOOKS)} Hooks: {', '.join(HOOKS)}."
+        )
     return [hook for hook in HOOKS if hook in vars(strategy) and hook not in passed_through]
 
 
@@ -156,6 +165,12 @@ def _define_strategy(cls: Any) -> None:
                 f"{cls.__name__} defines `{name}`, and there is no such hook.{nearest(name, RESERVED)} Hooks: "
                 f"{', '.join(HOOKS)}. The name of a helper starts with an underscore."
             )
+    unknown = sorted(set(cls.declaration.replaces) - set(_seam.OPTIMIZER_SETTINGS))
+    if unknown:
+        raise StrategyDefinitionError(
+            f"{cls.__name__} replaces {unknown[0]!r}, which no optimizer has."
+            f"{nearest(unknown[0], _seam.OPTIMIZER_SETTINGS)} Settings: {', '.join(_seam.OPTIMIZER_SETTINGS)}."
+        )
     if cls.declaration.neutral is None and not cls.declaration.why_not_neutral:
         raise StrategyDefinitionError(
             f"{cls.__name__} declares no `neutral` options: give those under which it equals 'standard', "

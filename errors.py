@@ -65,11 +65,11 @@ class NotCompiledError(TrainstepError):
 
 
 class ModelConflictError(TrainstepError):
-    """The model's own class does what strategies do, or uses a name they use."""
+    """Strategies cannot train this model as it is: its class, layers, loss or distribution stand in the way."""
 
 
 class OptimizerConflictError(TrainstepError):
-    """The optimizer already does what a strategy does."""
+    """The optimizer does already what a strategy does, or cannot hold what a strategy keeps."""
 
 
 class UnsupportedInputError(TrainstepError):

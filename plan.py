@@ -16,8 +16,8 @@ from trainstep.step import Strategy
 class Stop:
     """One stop on the way of a batch through the step."""
 
-    stage: str
-    """The hook, "update_weights" for example; or "the model", for what changes the model or nothing at all."""
+    hook: str
+    """Its name, "update_weights" for example; or "the model", for what changes the model or nothing at all."""
     what: str
     """A strategy with its options, or what Keras does."""
     depth: int = 0
@@ -43,8 +43,8 @@ class Plan:
         lines = [f"Training step: {' + '.join(self.strategies)}", ""]
         previous = None
         for stop in self.stops:
-            lines.append(f"  {stop.stage if stop.stage != previous else '':18}{'  ' * stop.depth}{stop.what}")
-            previous = stop.stage
+            lines.append(f"  {stop.hook if stop.hook != previous else '':18}{'  ' * stop.depth}{stop.what}")
+            previous = stop.hook
         lines += ["", "  " + "  ".join(f"{title:{width}}" for title, width in _COLUMNS).rstrip()]
         for row in self._cost_rows():
             cells = zip(row, _COLUMNS, strict=True)
@@ -62,7 +62,7 @@ class Plan:
             )
             return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
-        stops = [[html.escape(s.stage), "&emsp;" * s.depth + html.escape(s.what)] for s in self.stops]
+        stops = [[html.escape(s.hook), "&emsp;" * s.depth + html.escape(s.what)] for s in self.stops]
         costs = [[html.escape(cell) for cell in row] for row in self._cost_rows()]
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
         return (

@@ -92,10 +92,8 @@ def resumable(model: Any, callbacks: list[Any], arguments: Mapping[str, Any]) ->
             position.release()
 
 
-class Position(keras.callbacks.Callback):
+class Position(_seam.QuietCallback):
     """Counts the batches done and, in a run that is resumed, passes over them; comes before all other callbacks."""
-
-    _supports_tf_logs = True  # Or Keras 2 would fetch the logs of every batch.
 
     def __init__(self, others: Iterable[keras.callbacks.Callback], arguments: Mapping[str, Any]) -> None:
         super().__init__()
@@ -235,10 +233,8 @@ class Position(keras.callbacks.Callback):
         self._reveal(*{name for _, name, _ in self._shadowed})
 
 
-class _Start(keras.callbacks.Callback):
+class _Start(_seam.QuietCallback):
     """Comes after all other callbacks, so that Keras has restored its backup."""
-
-    _supports_tf_logs = True
 
     def __init__(self, position: Position) -> None:
         super().__init__()

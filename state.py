@@ -112,7 +112,7 @@ def reset_state(model: Any) -> None:
     for name, slots in slots_of(type(model)).items():
         for key, slot in slots.items():
             for variable in _listed(known.variables.get(name, {}).get(key)):
-                variable.assign(tf.cast(tf.fill(variable.shape, slot.initial), slot.dtype))
+                variable.assign(tf.cast(tf.fill(variable.shape, slot.initial), variable.dtype))
 
 
 def _listed(slot: Any) -> list[Any]:

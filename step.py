@@ -81,11 +81,11 @@ class Evaluation(NamedTuple):
 class Update(NamedTuple):
     """Gradients on their way to the optimizer, the same on every replica.
 
-    `samples` is the number of loss terms they are the mean of, over all replicas: a float32 scalar.
+    `terms` is the number of loss terms they are the mean of, over all replicas: a float32 scalar.
     """
 
     gradients: Gradients
-    samples: tf.Tensor
+    terms: tf.Tensor
 
 
 class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
@@ -223,9 +223,10 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
         """Compile as Keras does, and refuse an optimizer that does again what a strategy does."""
         forget_traces(self)
         self.check_model()
-        optimizer = kwargs.get("optimizer", args[0] if args else None)
+        given = _given(super().compile, args, kwargs)
+        optimizer = given.get("optimizer")
         check_optimizer(type(self), keras.optimizers.get(optimizer) if isinstance(optimizer, Mapping) else optimizer)
-        _seam.check_steps_per_execution(self, kwargs.get("steps_per_execution"))
+        _seam.check_steps_per_execution(self, given.get("steps_per_execution") or 1)
         self.detach_strategies()  # Under a float16 policy Keras would add a loss scale of its own.
         try:
             super().compile(*args, **kwargs)
@@ -290,6 +291,16 @@ def _make_state(model: Any) -> None:
     if trains and any(slots_of(type(model)).values()):
         with model.distribute_strategy.scope():
             state_of(model)
+
+
+def _given(method: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that `method` is called with, by name, by position or by name."""
+    bound = inspect.signature(method).bind(*args, **kwargs)
+    given = dict(bound.arguments)
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            given |= given.pop(name, {})
+    return given
 
 
 def _arguments_with_callbacks(cls: type, bound: inspect.BoundArguments) -> dict[str, Any]:

@@ -192,12 +192,14 @@ def compare(  # noqa: PLR0917  All but the first are options of the command line
     flags["workload"] = workload or None
     _trainstep()
     with _explained():
+        earlier = None if against is None else _trainstep().Comparison.from_store(against)
         result = _compared(experiment, flags)
         _print(result, result.output)
-        changed = against is not None and _say_changes(result, against)
+        if earlier is not None:
+            typer.echo(f"\nAgainst {against}:\n{result.against(earlier)}")
     if any(run.failure for run in result.runs):
         raise typer.Exit(1)
-    if changed:
+    if earlier is not None and result.changed(earlier):
         raise typer.Exit(3)
 
 
@@ -212,14 +214,6 @@ def _compared(experiment: str | None, flags: dict[str, Any]) -> Any:
         flags["attack"] = False if flags["attack"] == "none" else parse_options("attack", flags["attack"])
     wanted, running = request.merged(experiment, flags)
     return run_suite(request.suite_of(**wanted), **running)
-
-
-def _say_changes(result: Any, against: str) -> bool:
-    from trainstep import Comparison  # noqa: PLC0415
-
-    earlier = Comparison.from_store(against)
-    typer.echo(f"\nAgainst {against}:\n{result.against(earlier)}")
-    return result.changed(earlier)
 
 
 def _print(comparison: Any, folder: Any) -> None:

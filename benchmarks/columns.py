@@ -132,8 +132,9 @@ def title(group: Group) -> str:
     settings, seeds = group.settings, len(group.seeds)
     batch = "" if settings.batch_size is None else f", batches of {settings.batch_size}"
     optimizer = settings.optimizer.get("class", "")
+    noise = f", noise {settings.noise:g}" if settings.noise and "noise" not in group.name else ""
     return (
-        f"{group.name}: {budget(settings.budget)}{batch}{', ' if optimizer else ''}{optimizer}, "
+        f"{group.name}{noise}: {budget(settings.budget)}{batch}{', ' if optimizer else ''}{optimizer}, "
         f"{seeds} seed{'' if seeds == 1 else 's'}"
     )
 

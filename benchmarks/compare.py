@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from trainstep.benchmarks import engine, request
 from trainstep.benchmarks.attack import Attack
 from trainstep.benchmarks.data import Source
-from trainstep.benchmarks.errors import InvalidComparisonError, UnknownArgumentError
+from trainstep.benchmarks.errors import UnknownArgumentError
+from trainstep.benchmarks.keeping import made_folder
 from trainstep.benchmarks.records import Target
 from trainstep.benchmarks.sinks import sinks
 from trainstep.benchmarks.store import Store
@@ -176,7 +177,7 @@ def run_suite(
     """Run what `suite` lacks in its store, and return the comparison; see `compare` for the arguments."""
     from trainstep.benchmarks.comparison import Comparison  # noqa: PLC0415  Who only runs needs no plots.
 
-    folder = None if output is None else _folder(Path(output))
+    folder = None if output is None else made_folder(output)
     options = engine.Options(
         workers=workers,
         executor=executor,
@@ -194,11 +195,3 @@ def run_suite(
     if folder is not None:
         comparison.write(folder)
     return comparison
-
-
-def _folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidComparisonError(f"Nothing can be written to output={str(path)!r}: {error.strerror}.") from error
-    return path

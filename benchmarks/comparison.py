@@ -12,6 +12,7 @@ from typing import Any
 
 from trainstep.benchmarks import against, charts, report
 from trainstep.benchmarks.errors import InvalidComparisonError
+from trainstep.benchmarks.keeping import made_folder
 from trainstep.benchmarks.records import Cost, Run
 from trainstep.benchmarks.specification import specification
 from trainstep.benchmarks.summary import Group, Row, groups, to_target
@@ -125,8 +126,7 @@ class Comparison:
 
     def write(self, folder: str | Path) -> None:
         """Write report.html and report.md into `folder`, which is made where it is missing."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = made_folder(folder)
         self.to_html(folder / "report.html")
         self.to_markdown(folder / "report.md")
 

@@ -213,6 +213,10 @@ def _check_grid(what: str, value: Mapping[str, Any], path: tuple[Any, ...]) -> N
         raise _problem(f"{what}: {repeated[0]!r} is in the grid twice.", path)
 
 
+def _as_attack(value: Any) -> Any:
+    return False if value == "none" else value  # As on the command line.
+
+
 # --- The experiment -------------------------------------------------------------------------------
 
 Composed = Annotated[dict[str, dict[str, Any]], BeforeValidator(_as_composition)]
@@ -231,6 +235,9 @@ class Experiment(_Part):
     model: str | None = Field(default=None, description="Own model: package.module:function, which returns a new one.")
     data: str | None = Field(
         default=None, description="Own data: package.module:function, which returns (train, validation)."
+    )
+    noise: float | None = Field(
+        default=None, ge=0, le=1, description="Share of training labels made wrong, of own data or of all workloads."
     )
     data_dir: str | None = Field(default=None, description="Folder with the data of workloads that are downloaded.")
     strategies: Annotated[dict[str, Composed], BeforeValidator(_as_strategies)] = Field(
@@ -251,7 +258,7 @@ class Experiment(_Part):
         default=None, description="Names of Keras; verdicts are on the first."
     )
     higher_is_better: bool | None = Field(default=None, description="Of the first metric; for a name Keras lacks.")
-    attack: Attack | Literal[False] | None = Field(
+    attack: Annotated[Attack | Literal[False] | None, BeforeValidator(_as_attack)] = Field(
         default=None, description="Budget of the attack behind the robust accuracy; false: none."
     )
     target: Annotated[TargetChoice, BeforeValidator(_as_target)] | None = Field(

@@ -1,4 +1,4 @@
-"""Files of results that are kept in the repository: dated, named by what was measured, and never edited afterwards."""
+"""Where results go: folders, and files that are kept in the repository, dated and never edited afterwards."""
 
 import json
 import os
@@ -6,6 +6,21 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from trainstep.benchmarks.errors import InvalidComparisonError
+
+
+def made_folder(path: str | Path) -> Path:
+    """Return the folder `path`, which is made where it is missing.
+
+    Raises:
+        InvalidComparisonError: it cannot be.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidComparisonError(f"Nothing can be written to output={str(path)!r}: {error.strerror}.") from error
+    return Path(path)
 
 
 def path_of(folder: Path, name: str, machine: Mapping[str, str]) -> Path:

@@ -515,6 +515,11 @@ def _target(
             f"The target is on {target['metric']!r}, which is not among the metrics: {', '.join(names)}."
             f"{nearest(target['metric'], names)}"
         )
+    if "accuracy" in target["metric"] and target["value"] > 1:
+        raise InvalidComparisonError(
+            f"The target of {target['metric']!r} is a share, from 0 to 1, not {target['value']:g}."
+            f" Did you mean {target['value'] / 100:g}?"
+        )
     if target["higher_is_better"] is None:
         index = list(names).index(target["metric"])
         target["higher_is_better"] = _direction(made[index], first if index == 0 else None)

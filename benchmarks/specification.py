@@ -66,7 +66,7 @@ def _document(group: Group) -> dict[str, Any]:
     workload = {"name": name, "noise": settings.noise} if settings.noise else name
     known = name in workloads.names()
     return {
-        **({"workload": [workload]} if known else {}),
+        **({"workload": [workload]} if known else {"noise": settings.noise} if settings.noise else {}),
         "strategies": {row.label: row.spec for row in group.rows},
         "seeds": len(seeds) if seeds == list(range(len(seeds))) else seeds,
         **{name: value for name, value in settings.budget.model_dump().items() if value is not None},

@@ -91,6 +91,10 @@ class Store:
         self._lock = threading.RLock()
         if not create and not self.path.exists():
             raise StoreError(f"There is no store {str(self.path)!r}.")
+        if self.path.is_dir():
+            within = sorted(str(path) for path in self.path.glob("*.sqlite"))
+            hint = f" Did you mean {within[0]!r}?" if within else ""
+            raise StoreError(f"A store is a file, and {str(self.path)!r} is a folder.{hint}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Autocommit; and a minute of waiting for other writers, who need milliseconds each.

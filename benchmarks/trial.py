@@ -45,7 +45,7 @@ def two_models(bench: Bench, seed: int) -> tuple[Any, Any]:
 
 
 def check(bench: Bench, model: Any, compositions: Iterable[Composition] = ()) -> None:
-    """Apply each of `compositions` to `model`, compile it, and evaluate it on two examples of each part of the data.
+    """Apply each of `compositions` to `model`, compile it, and evaluate it on a few examples of each part of the data.
 
     Raises:
         InvalidModelError: loss or metrics do not fit the output and the labels.
@@ -64,6 +64,10 @@ def check(bench: Bench, model: Any, compositions: Iterable[Composition] = ()) ->
     for name, source in zip(("train", "validation"), bench.split, strict=True):
         batch = _examples(source, 2)
         outputs = _outputs(model, batch[0], name)
+        sizes = {size for output in tf.nest.flatten(outputs) for size in output.shape[1:]}
+        if 2 in sizes:  # Or a mistake could hide, by two labels for two outputs.
+            batch = _examples(source, next(count for count in range(3, len(sizes) + 4) if count not in sizes))
+            outputs = _outputs(model, batch[0], name)
         if _is_sparse(task.loss):
             _check_labels(source, outputs, task.loss, name)
         given = f"for a batch of `{name}` the model returns {_shown(outputs)}, and the labels are {_shown(batch[1])}"

@@ -1,13 +1,16 @@
 """What all reference models share: the base of their options, and seeds for their layers."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from trainstep.declaration import StrategyOptions
+
+Width = Annotated[int, Field(ge=1)]
+"""How many units or filters a layer has."""
 
 
 class ModelOptions(BaseModel):

@@ -5,23 +5,17 @@
 Convolutions are 3 x 3 and keep the size of the image, so that 8 x 8 digits survive both pools.
 """
 
-from typing import Annotated
-
 import keras
 from pydantic import Field
 
 from trainstep.errors import InvalidOptionsError
-from trainstep.models._options import ModelOptions, Seeds
-
-Filters = Annotated[int, Field(ge=1)]
+from trainstep.models._options import ModelOptions, Seeds, Width
 
 
 class CnnOptions(ModelOptions):
     """Widths of the four layers, and dropout before the last."""
 
-    filters: tuple[Filters, Filters] = Field(
-        default=(32, 64), strict=False, description="Filters of the two convolutions."
-    )
+    filters: tuple[Width, Width] = Field(default=(32, 64), strict=False, description="Filters of the two convolutions.")
     kernel_size: int = Field(default=3, ge=1, le=11, description="Height and width of a convolution, in pixels.")
     units: int = Field(default=128, ge=1, description="Units of the dense layer before the last.")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of these units dropped in training.")

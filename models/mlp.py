@@ -1,25 +1,18 @@
 """A multi-layer perceptron: the input flattened, dense layers with rectifiers, softmax."""
 
 import keras
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from trainstep.models._options import ModelOptions, Seeds
+from trainstep.models._options import ModelOptions, Seeds, Width
 
 
 class MlpOptions(ModelOptions):
     """Sizes of the hidden layers, and dropout after each."""
 
-    units: tuple[int, ...] = Field(
+    units: tuple[Width, ...] = Field(
         default=(128, 128), strict=False, description="Units of each hidden layer, from the input on; empty for none."
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of units dropped after each hidden layer.")
-
-    @field_validator("units")
-    @classmethod
-    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if any(units < 1 for units in value):
-            raise ValueError(f"each layer needs at least one unit, not {value}")
-        return value
 
 
 def build(input_shape: tuple[int, ...], classes: int, seeds: Seeds, options: MlpOptions) -> keras.Model:

@@ -20,7 +20,7 @@ import functools
 from typing import Any, Literal
 
 import tensorflow as tf
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
@@ -57,7 +57,7 @@ class AdversarialOptions(StrategyOptions):
         default=None, description="Start anywhere in the ball; None: no for fgsm, yes for pgd."
     )
     clean_weight: float = Field(default=0.0, ge=0, le=1, description="Weight of the loss of the clean examples.")
-    clip_range: tuple[float, float] | None = Field(
+    clip_range: tuple[FiniteFloat, FiniteFloat] | None = Field(
         default=None,
         strict=False,
         description="Lowest and highest value of an input, (0, 1) for images; None: no limits.",

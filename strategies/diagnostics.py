@@ -18,6 +18,7 @@ Toolkit for Sequence Modeling", NAACL 2019, https://arxiv.org/abs/1904.01038
 import tensorflow as tf
 
 from trainstep.declaration import Cost, Declaration, Report, Stage
+from trainstep.gradients import dense
 from trainstep.registry import register
 from trainstep.step import Strategy, Update
 
@@ -39,6 +40,6 @@ class Diagnostics(Strategy):
     )
 
     def update_weights(self, update: Update) -> None:
-        self.record("gradient_norm", lambda: tf.linalg.global_norm(update.gradients))
-        self.record("effective_batch", lambda: update.samples)
+        self.record("gradient_norm", lambda: tf.linalg.global_norm([dense(gradient) for gradient in update.gradients]))
+        self.record("effective_batch", lambda: update.terms)
         super().update_weights(update)

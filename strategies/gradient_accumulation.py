@@ -17,7 +17,9 @@ from typing import Any, Literal
 import tensorflow as tf
 from pydantic import Field
 
+from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
+from trainstep.errors import ModelConflictError
 from trainstep.gradients import dense, scale
 from trainstep.registry import register
 from trainstep.replicas import add_scaled, assign, assign_add, conditional, run_in_replicas
@@ -65,10 +67,13 @@ class GradientAccumulation(Strategy):
             "mixed_precision": "the loss scale moves between windows; a gradient that is not finite drops its window"
         },
         passes_through=lambda options: ("update_weights",) if options.steps == 1 else (),
-        cost=lambda options: Cost(
-            time=1.0,
-            memory="one copy of the trainable weights" if options.steps > 1 else "none",
-            batch_norm="normalizes each micro-batch by itself; moving averages move once per micro-batch",
+        cost=lambda options: (
+            Cost(
+                memory="one copy of the trainable weights",
+                batch_norm="normalizes each micro-batch by itself; moving averages move once per micro-batch",
+            )
+            if options.steps > 1
+            else Cost()
         ),
         state=lambda options: (
             {}
@@ -86,12 +91,17 @@ class GradientAccumulation(Strategy):
         if options.steps == 1:
             super().update_weights(update)
             return
+        if options.weighting == "samples" and _seam.sums_its_loss(self):
+            raise ModelConflictError(
+                "gradient_accumulation takes the mean over the examples of a window, and the loss is a sum "
+                "(reduction='sum'). Use weighting='batches', reduction='sum', which adds up."
+            )
         state, hand_on = self.strategy_state["gradient_accumulation"], super().update_weights
-        weight = update.samples if options.weighting == "samples" else tf.ones(())  # Summed: samples, or count.
+        weight = update.terms if options.weighting == "samples" else tf.ones(())  # Summed: samples, or count.
         present = _present[self] = [gradient is not None for gradient in update.gradients]
         pairs = zip(state["gradients"], update.gradients, strict=True)
         add_scaled([(total, dense(gradient)) for total, gradient in pairs if gradient is not None], weight)
-        assign_add([(state["samples"], update.samples), (state["count"], 1)])
+        assign_add([(state["samples"], update.terms), (state["count"], 1)])
 
         # Functions with names: AutoGraph, which Keras 2 uses, cannot tell two lambdas in one line apart.
         def apply() -> None:

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Stage, StrategyOptions
-from trainstep.errors import UnsupportedInputError
+from trainstep.errors import ModelConflictError, UnsupportedInputError
 from trainstep.gradients import Gradients, dense, scale
 from trainstep.registry import register
 from trainstep.step import Batch, Evaluation, Strategy, num_loss_terms
@@ -92,9 +92,13 @@ class MicroBatches(Strategy):
             "gradient_accumulation": "several batches, each in parts: the window counts batches",
         },
         passes_through=lambda options: ("compute_gradients",) if options.count == 1 else (),
-        cost=lambda options: Cost(
-            memory="activations of one part of the batch; one copy of the trainable weights",
-            batch_norm="normalizes each part by itself; moving averages move once per part",
+        cost=lambda options: (
+            Cost(
+                memory="activations of one part of the batch; one copy of the trainable weights",
+                batch_norm="normalizes each part by itself; moving averages move once per part",
+            )
+            if options.count > 1
+            else Cost()
         ),
     )
 
@@ -102,6 +106,11 @@ class MicroBatches(Strategy):
         count = self.strategy_options["micro_batches"].count
         if count == 1:
             return super().compute_gradients(batch)
+        if _seam.sums_its_loss(self):
+            raise ModelConflictError(
+                "micro_batches takes the mean over the parts of a batch, and the loss is a sum (reduction='sum'). "
+                "Compile with a loss that is a mean, and a learning rate times the size of a batch."
+            )
         bounds = [index * _seam.num_examples(batch.x) // count for index in range(count + 1)]
         sizes = [stop - start for start, stop in itertools.pairwise(bounds)]
         evaluations: list[Evaluation] = []

@@ -295,7 +295,7 @@ def test_the_plan_lays_out_the_stops_from_the_outside_in():
     }
     plan = trainstep.plan(spec)
     assert list(plan.strategies) == ["adversarial", "gradient_accumulation", "mixed_precision", "gradient_clipping"]
-    update = [(stop.what.split("(")[0], stop.depth) for stop in plan.stops if stop.stage == "update_weights"]
+    update = [(stop.what.split("(")[0], stop.depth) for stop in plan.stops if stop.hook == "update_weights"]
     assert update == [
         ("sum over replicas", 0),
         ("gradient_accumulation", 0),
@@ -325,7 +325,7 @@ def test_notes_are_of_strategies_present_only():
 def test_the_plan_of_one_strategy_shows_each_hook_in_which_it_acts(name, options):
     """These are the hooks it overrides, less those it says it only passes through; or none, and then it says so."""
     plan = trainstep.plan(name, **options)
-    shown = {stop.stage for stop in plan.stops if stop.what.startswith(f"{name}(")}
+    shown = {stop.hook for stop in plan.stops if stop.what.startswith(f"{name}(")}
     hooks = set(HOOKS)
     passed = declaration(name).passes_through(declaration(name).options(**options))
     assert shown == ((hooks & set(vars(trainstep.get(name)))) - set(passed) or {"the model"})
@@ -399,7 +399,7 @@ def test_update_carries_the_number_of_loss_terms():
     seen = []
 
     def update_weights(self, update: Update) -> None:
-        seen.append(update.samples)
+        seen.append(update.terms)
         super(Looking, self).update_weights(update)
 
     Looking = throw_away("looking", hooks={"update_weights": update_weights})  # noqa: N806

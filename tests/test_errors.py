@@ -12,6 +12,7 @@ from nets import X, Y, dense, one_weight, sgd
 import trainstep
 from trainstep import errors
 from trainstep._seam import KERAS_3
+from trainstep.definition import OWNED_BY_THE_ROOT
 
 
 def declared(name: str, **arguments) -> trainstep.Declaration:
@@ -334,7 +335,7 @@ def test_a_strategy_without_a_declaration():
             pass
 
 
-@pytest.mark.parametrize("owned", ["train_step", "fit", "compile", "train_on_batch", "__init__", "__new__"])
+@pytest.mark.parametrize("owned", OWNED_BY_THE_ROOT)
 def test_a_strategy_that_takes_what_belongs_to_the_root(owned):
     with pytest.raises(
         errors.StrategyDefinitionError, match=f"Greedy defines '{owned}'.*transform_batch, compute_objective"
@@ -359,6 +360,38 @@ def test_a_declaration_that_does_not_hold_is_refused():
         trainstep.Declaration("late", 5, "", "", neutral={})
     with pytest.raises(errors.InvalidOptionsError, match="odd: unknown option 'nope'"):
         declared("odd", neutral={"nope": 1})
+
+
+def test_a_misspelt_declaration_is_refused():
+    def made(hook, **given):
+        members = {"declaration": declared("slip", **given), "update_weights": hook}
+        type("Model", (type("Slip", (trainstep.Strategy,), members), keras.Model), {})
+
+    def hook(self, update):
+        pass
+
+    with pytest.raises(errors.StrategyDefinitionError, match=r"no such hook\. Did you mean 'update_weights'"):
+        made(hook, passes_through=lambda options: ("update_weight",))
+    with pytest.raises(errors.StrategyDefinitionError, match=r"which no optimizer has\. Did you mean 'clipnorm'"):
+        made(hook, replaces={"clip_norm": "drop it"})
+
+
+def test_a_report_is_over_something_known():
+    with pytest.raises(errors.StrategyDefinitionError, match="'mean', 'sum' or 'last', not 'median'"):
+        trainstep.Report(over="median")
+
+
+def test_a_slot_of_each_weight_starts_at_zeros():
+    with pytest.raises(errors.StrategyDefinitionError, match=r"starts at zeros, not at 1\.0"):
+        trainstep.Slot(initial=1.0, per_weight=True)
+
+
+@pytest.mark.parametrize("name", ["micro_batches", "gradient_accumulation"])
+def test_a_loss_that_is_a_sum_is_no_mean_over_parts(name):
+    model = trainstep.apply(dense(), name)
+    model.compile("sgd", keras.losses.MeanSquaredError(reduction="sum"))
+    with pytest.raises(errors.ModelConflictError, match=f"{name} takes the mean .* and the loss is a sum"):
+        model.fit(X, Y, verbose=0)
 
 
 def test_a_strategy_silent_about_neutral_options():

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import trainstep
 import trainstep_cli
 from trainstep import errors
+from trainstep._seam import KERAS_3
 from trainstep.benchmarks import engine, executors, report, sinks
 from trainstep.benchmarks import errors as benchmark_errors
 from trainstep.benchmarks.errors import (
@@ -115,6 +116,7 @@ ARGUMENTS = [
     ({"train": DATASET, "batch_size": 8}, InvalidComparisonError, "`batch_size` is for arrays"),
     ({"higher_is_better": "yes"}, InvalidComparisonError, "`higher_is_better` is True or False, not 'yes'"),
     ({"target": {"acc": 0.5}}, InvalidComparisonError, "among the metrics: accuracy. Did you mean 'accuracy'"),
+    ({"target": 95}, InvalidComparisonError, "is a share, from 0 to 1, not 95. Did you mean 0.95?"),
     ({"target": float("nan")}, InvalidComparisonError, "A target is METRIC=VALUE, .*not nan"),
     ({"data_dir": "/nosuch"}, InvalidComparisonError, "`data_dir` is for the data of workloads"),
     ({**WORKLOAD, "data_dir": "/nosuch"}, InvalidComparisonError, "There is no folder data_dir='/nosuch'"),
@@ -235,7 +237,7 @@ WRONG_DATA = [
     ({"train": (X, X[:, 0] > 0.5), "model": one_score}, InvalidDataError, "With one score, .*binary_crossentropy"),
     ({"train": (X, ONE_HOT)}, InvalidDataError, "for one-hot labels the loss is categorical_crossentropy"),
     ({"train": DATASET.map(lambda x, y: (x, y + 1))}, InvalidDataError, "labels of `train` are 1, 2"),
-    ({"loss": "mse", "metric": "mse"}, InvalidModelError, r"'mse' takes a label for each output: .*\(2, 2\).*\(2,\)"),
+    ({"loss": "mse", "metric": "mse"}, InvalidModelError, r"'mse' takes a label for each output: .*\(3, 2\).*\(3,\)"),
     ({"metric": "AUC"}, InvalidModelError, "the metrics, AUC, do not fit: for a batch of `train`"),
     ({"train": lambda: 1 / 0, "validation": None}, InvalidDataError, "function of the data failed: ZeroDivision"),
     ({**WORKLOAD, "loss": "mse"}, InvalidModelError, r"'mse' takes a label for each output"),
@@ -245,6 +247,11 @@ WRONG_DATA = [
 @pytest.mark.parametrize(("changes", "error", "message"), WRONG_DATA)
 def test_data_and_loss_that_do_not_go_with_the_model_are_refused(changes, error, message):
     refused(error, message, **changes)
+
+
+@pytest.mark.skipif(not KERAS_3, reason="Keras 2 sets one label against several scores")
+def test_two_labels_for_two_scores_do_not_hide_a_metric_that_does_not_fit():
+    refused(InvalidModelError, r"accuracy, mse, do not fit: .*\(3, 2\).*\(3,\)", metrics=["accuracy", "mse"])
 
 
 RIGHT = [

@@ -250,5 +250,19 @@ def test_a_wrong_comparison_ends_with_code_2(arguments):
     assert "Traceback" not in result.output
 
 
-def test_a_store_that_is_none_ends_with_code_2(tmp_path):
-    assert run("report", str(tmp_path / "nothing.sqlite")).exit_code == 2
+def test_a_store_that_is_none_ends_with_code_2(kept, asked, tmp_path):
+    none, folder = str(tmp_path / "nothing.sqlite"), kept[0]
+    assert run("report", none).exit_code == 2
+    within = run("report", str(folder))
+    assert within.exit_code == 2
+    assert f"Did you mean '{folder / 'results.sqlite'}'?" in within.output.replace("\n", "")
+    # Before anything is trained.
+    assert run("compare", *TINY, "-s", "standard", "--against", none).exit_code == 2
+    assert asked == {}
+
+
+def test_a_report_that_cannot_be_written_ends_with_code_2(kept, tmp_path):
+    (tmp_path / "taken").write_text("")
+    result = run("report", str(kept[0] / "results.sqlite"), "-o", str(tmp_path / "taken"))
+    assert result.exit_code == 2
+    assert "Nothing can be written to" in result.output

@@ -75,6 +75,13 @@ def test_a_model_of_the_users_own_is_left_to_him():
     assert "\nworkload" not in text
 
 
+def test_noise_is_said_and_comes_back():
+    given = records.settings("own model and data", budget=Budget(updates=5), noise=0.3)
+    comparison = Comparison((run("standard", 0, [0.5], given=given),), (), "standard")
+    assert "\nnoise: 0.3" in comparison.specification
+    assert str(comparison).startswith("own model and data, noise 0.3: 5 updates")
+
+
 def test_what_the_user_wrote_is_shown_as_he_wrote_it():
     written = "workload: digits_cnn  # As always.\n"
     comparison = Comparison((run("standard", 0, [0.5]),), (), "standard", experiment=written)

@@ -118,7 +118,7 @@ def test_the_depth_of_a_resnet_counts_its_weight_layers(depth):
         ("cnn", {"input_shape": (3, 3, 1)}, "at least 4 x 4"),
         ("cnn", {"input_shape": (8,)}, "height, width, channels"),
         ("cnn", {"filters": (3, 0)}, r"filters\.1: .*greater than or equal to 1.* Given: 0"),
-        ("mlp", {"units": (3, 0)}, "at least one unit"),
+        ("mlp", {"units": (3, 0)}, "units.1: Input should be greater than or equal to 1. Given: 0"),
         ("mlp", {"input_shape": ()}, "positive integers"),
         ("mlp", {"classes": 1}, "2 or more"),
         ("mlp", {"seed": -1}, "seed must be"),

@@ -51,6 +51,15 @@ def test_norms_and_the_share_clipped_by_hand(compiled):
     assert found["effective_batch"] == [1.0]
 
 
+def test_the_norm_of_a_sparse_gradient_is_that_of_its_sums():
+    model = keras.Sequential([keras.layers.Input((3,), dtype="int32"), keras.layers.Embedding(5, 1)])
+    trainstep.apply(model, {"diagnostics": {}, "gradient_clipping": {"global_clipnorm": 1e6}})
+    model.compile(sgd(0.0), lambda y, y_pred: tf.reduce_sum(y_pred))
+    history = model.fit(np.zeros((4, 3), "int32"), np.zeros((4, 1)), batch_size=4, verbose=0).history
+    # The row of token 0 is used 12 times, each with a gradient of 1.
+    assert history["gradient_norm"] == history["clipped_gradient_norm"] == [12.0]
+
+
 def test_without_clipping_there_is_a_gradient_norm_and_nothing_of_clipping():
     assert logs("diagnostics").keys() == {"loss"} | ALWAYS
     unbounded = {"diagnostics": {}, "gradient_clipping": {"global_clipnorm": float("inf")}}
