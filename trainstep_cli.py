@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import pickle
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -36,6 +37,16 @@ def _trainstep() -> Any:
 
         tf.config.list_physical_devices()  # Looks for accelerators now, and complains of those missing now.
     return trainstep
+
+
+def start_quietly(pickled: bytes) -> None:
+    """Call what is pickled, a function and its arguments, in a new process, with TensorFlow imported in silence.
+
+    Here, as what is in the package imports TensorFlow before it can be called.
+    """
+    _trainstep()
+    function, arguments = pickle.loads(pickled)
+    function(*arguments)
 
 
 @contextlib.contextmanager
@@ -144,7 +155,7 @@ def compare(  # noqa: PLR0917  All but the first are options of the command line
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data. [default: the workload's]")] = None,
     updates: Annotated[int | None, typer.Option(min=1, help="Instead: steps.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0, help="Instead: seconds of training.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Instead: seconds of training.")] = None,
     target: Annotated[str | None, typer.Option(help="METRIC=VALUE waited for, such as accuracy=0.95.")] = None,
     noise: Annotated[float | None, typer.Option(min=0, max=1, help="Share of training labels made wrong.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Examples a step. [default: the workload's]")] = None,
@@ -174,7 +185,7 @@ def compare(  # noqa: PLR0917  All but the first are options of the command line
         int | None, typer.Option(min=1, help="Processes that train; 1: this one. [default: one for each core]")
     ] = None,
     executor: Annotated[str | None, typer.Option(help="Where they run: processes, or ray.")] = None,
-    time_limit: Annotated[float | None, typer.Option(min=0, help="Seconds after which a run is given up.")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds after which a run is given up.")] = None,
     retry_failed: Annotated[
         bool | None, typer.Option("--retry-failed", help="Do again what failed and is in the store.")
     ] = None,

@@ -154,10 +154,11 @@ def notes(group: Group) -> list[str]:
     settings, rows, control = group.settings, group.rows, group.control
     metric, seeds = settings.metrics[0], len(group.seeds)
     better = "higher" if settings.higher_is_better else "lower"
-    spread = ", mean ± standard deviation over the seeds" if seeds > 1 else ""
+    spread = ", mean ± standard deviation over the seeds" if any(len(row.metrics) > 1 for row in rows) else ""
     sentences = [f"{metric}: on the validation examples after the last epoch{spread}; {better} is better."]
     if any(row.difference for row in rows):
-        sentences.append(_on_differences(control, seeds, sum(row.difference is not None for row in rows)))
+        differences = [row.difference for row in rows if row.difference is not None]
+        sentences.append(_on_differences(control, seeds, differences))
     elif not any(row.label == control and row.metrics for row in rows):
         sentences.append(f"No differences: there is no run of the control, {control!r}, that ended.")
     missing: dict[str, list[str]] = {}
@@ -183,12 +184,15 @@ def attack(given: dict[str, object]) -> str:
     return str(Attack.model_validate(given))
 
 
-def _on_differences(control: str, seeds: int, compared: int) -> str:
-    seed = "1 seed, so without interval or test" if seeds == 1 else f"{seeds} seeds, [95 % bootstrap interval]"
+def _on_differences(control: str, seeds: int, differences: Sequence[Difference]) -> str:
+    seed = f"{seeds} seed{'' if seeds == 1 else 's'}"
+    interval = any(difference.low is not None for difference in differences)
+    seed += ", [95 % bootstrap interval]" if interval else ", of which one pair at most ended: no interval, no test"
+    compared = f"{len(differences)} comparison{'' if len(differences) == 1 else 's'}"
     return (
         f"Difference: mean of strategy - {control!r}, paired by seed, {seed}. "
-        f"Verdict: t-test on the pairs at 5 %, after Holm's correction for {compared} "
-        f"comparison{'' if compared == 1 else 's'}; the interval is without it. Fewer than 5 seeds never tell."
+        f"Verdict: t-test on the pairs at 5 %, after Holm's correction for {compared}; "
+        "the interval is without it. Fewer than 5 seeds never tell."
     )
 
 

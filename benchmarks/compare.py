@@ -136,7 +136,7 @@ def compare(
         store: file of the store, where it is another.
         workers: processes at once. None: one for each core, or 1 where the model or the data cannot be sent to another
             process, such as a `tf.data.Dataset`. 1: all happens in this process, costs too. Then a run that crashes or
-            hangs cannot be survived, `time_limit` is of no effect, and memory is not measured on a CPU.
+            hangs cannot be survived, no `time_limit` can be given, and memory is not measured on a CPU.
         executor: "processes" of this machine, the default; or "ray": actors of the cluster Ray is connected to.
         cost: whether to measure what a step costs; True.
         time_limit: seconds a run may take, the start of its process left out.

@@ -212,7 +212,7 @@ class _Engine:
         wanted = options.workers
         if wanted is None:
             wanted = max(1, min(cores(), len(self._runs)))
-        if wanted == 1 and options.executor == "processes":
+        if wanted == 1 and options.executor == "processes" and (options.workers == 1 or options.time_limit is None):
             self._open = self._open_here
             return
         import cloudpickle  # noqa: PLC0415
@@ -220,10 +220,11 @@ class _Engine:
         try:
             pickled = cloudpickle.dumps(self._parcel)
         except Exception as error:
-            if options.workers is not None or options.executor != "processes":
+            if options.workers is not None or options.executor != "processes" or options.time_limit is not None:
                 raise InvalidComparisonError(
                     "The model, the data or a strategy cannot be sent to another process: "
-                    f"{first_line(error)}. Read data and make objects of Keras inside the functions, or use workers=1."
+                    f"{first_line(error)}. Read data and make objects of Keras inside the functions, or use "
+                    "workers=1 without a time limit."
                 ) from error
             self._open = self._open_here
             return

@@ -22,6 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import trainstep_cli
 from trainstep.benchmarks.errors import InvalidComparisonError, OutOfTimeError, WorkerDiedError
 
 EXECUTORS = ("processes", "ray")
@@ -81,6 +82,8 @@ class LocalProcess(Worker):
         self._pool: Any = None
 
     def call(self, function: Callable[..., Any], *arguments: Any, limit: float | None = None) -> Any:
+        import cloudpickle  # noqa: PLC0415
+
         # The library of joblib's own process pool, under `concurrent.futures`' interface.
         from joblib.externals.loky import ProcessPoolExecutor  # noqa: PLC0415
 
@@ -88,8 +91,8 @@ class LocalProcess(Worker):
             self._pool = ProcessPoolExecutor(
                 max_workers=1,
                 env=self._environment,
-                initializer=_start,
-                initargs=(os.getpid(), self._receive, self._arguments),
+                initializer=trainstep_cli.start_quietly,
+                initargs=(cloudpickle.dumps((_start, (os.getpid(), self._receive, self._arguments))),),
             )
             if limit is not None:
                 self._pool.submit(_nothing).result()  # Its start, with the import of TensorFlow, is off the clock.

@@ -325,9 +325,14 @@ def checked_running(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return arguments that say how a suite is run, those that are None left out.
 
     Raises:
-        InvalidComparisonError: one is of the wrong kind.
+        InvalidComparisonError: one is of the wrong kind, or two do not go together.
     """
-    return {name: _RUNNING[name](name, value) for name, value in given.items() if value is not None}
+    running = {name: _RUNNING[name](name, value) for name, value in given.items() if value is not None}
+    if running.get("workers") == 1 and "time_limit" in running and running.get("executor") in (None, "processes"):
+        raise InvalidComparisonError(
+            "`time_limit` ends a process, and with workers=1 all happens in this one. Leave workers out, or take 2."
+        )
+    return running
 
 
 def _budget(epochs: Any, updates: Any, seconds: Any) -> Budget | None:

@@ -123,6 +123,7 @@ ARGUMENTS = [
     ({"workers": True}, InvalidComparisonError, "`workers` must be a positive integer, not True"),
     ({"workers": "2"}, InvalidComparisonError, "`workers` must be a positive integer, not '2'"),
     ({"time_limit": -1}, InvalidComparisonError, "`time_limit` must be a positive number, not -1"),
+    ({"time_limit": 9}, InvalidComparisonError, "with workers=1 all happens in this one"),
     ({"cost": "no"}, InvalidComparisonError, "`cost` is True or False, not 'no'"),
     ({"output": 3}, InvalidComparisonError, "`output` is a path, not 3"),
     ({"validation": None}, InvalidComparisonError, "validation= is missing"),
