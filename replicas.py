@@ -35,6 +35,17 @@ def sum_over_replicas(tensors: Sequence[Any]) -> list[Any]:
     return [None if tensor is None else next(summed) for tensor in tensors]
 
 
+def as_one(value: tf.Tensor) -> tf.Tensor:
+    """Return `value`, the same on every replica, as one tensor: what Keras 2 takes for several it sums for the logs."""
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return value
+
+    def first(strategy: tf.distribute.Strategy, values: Any) -> tf.Tensor:
+        return tf.identity(strategy.experimental_local_results(values)[0])
+
+    return tf.distribute.get_replica_context().merge_call(first, args=(value,))
+
+
 def place_among_replicas(count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Return how many replicas before this one have, of what it has `count`, and how many all have: int32 scalars."""
     context = tf.distribute.get_replica_context()

@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from trainstep.declaration import Report
-from trainstep.replicas import assign, assign_add
+from trainstep.replicas import as_one, assign, assign_add
 
 _TALLIES: "weakref.WeakKeyDictionary[Any, dict[str, Tally]]" = weakref.WeakKeyDictionary()
 _TRAINING: "weakref.WeakSet[Any]" = weakref.WeakSet()
@@ -81,7 +81,8 @@ def shown(model: Any) -> list[Tally]:
 
 def results(model: Any) -> dict[str, tf.Tensor]:
     """Return the reported numbers by name, each of the epoch so far."""
-    return {tally.name: tally.result() for tally in tallies(model)}
+    in_a_step = tf.distribute.in_replica_context()
+    return {tally.name: as_one(tally.result()) if in_a_step else tally.result() for tally in tallies(model)}
 
 
 @contextlib.contextmanager

@@ -159,6 +159,17 @@ def test_two_replicas_report_what_one_device_does(mirrored, assert_close):
     assert_close(history(mirrored), one, "float16")
 
 
+def test_logs_of_a_batch_are_those_of_one_device(mirrored):
+    seen = []
+    with mirrored.scope():
+        model = trainstep.apply(one_weight(), "diagnostics")
+        model.compile(sgd(0.0), "mse")
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(dict(logs)))
+    model.fit(EXAMPLES[:4], ZEROS[:4], batch_size=2, shuffle=False, verbose=0, callbacks=[callback])
+    # (2 + 8) / 2 in both batches, of two examples each.
+    assert [(logs["gradient_norm"], logs["effective_batch"]) for logs in seen] == [(5.0, 2.0)] * 2
+
+
 def test_a_bad_batch_on_two_replicas_is_one_skipped_update(mirrored):
     with mirrored.scope():
         model = trainstep.apply(one_weight(), ["diagnostics", "skip_nonfinite"])
