@@ -37,13 +37,14 @@ def sum_over_replicas(tensors: Sequence[Any]) -> list[Any]:
 
 def as_one(value: tf.Tensor) -> tf.Tensor:
     """Return `value`, the same on every replica, as one tensor: what Keras 2 takes for several it sums for the logs."""
-    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
         return value
 
     def first(strategy: tf.distribute.Strategy, values: Any) -> tf.Tensor:
         return tf.identity(strategy.experimental_local_results(values)[0])
 
-    return tf.distribute.get_replica_context().merge_call(first, args=(value,))
+    return context.merge_call(first, args=(value,))
 
 
 def place_among_replicas(count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -81,8 +81,7 @@ def shown(model: Any) -> list[Tally]:
 
 def results(model: Any) -> dict[str, tf.Tensor]:
     """Return the reported numbers by name, each of the epoch so far."""
-    in_a_step = tf.distribute.in_replica_context()
-    return {tally.name: as_one(tally.result()) if in_a_step else tally.result() for tally in tallies(model)}
+    return {tally.name: as_one(tally.result()) for tally in tallies(model)}
 
 
 @contextlib.contextmanager

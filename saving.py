@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trainstep.step import Strategy
 
 SCHEMA = 1
+_WITHOUT = "build the plain model in code and load the weights alone, with `load_weights`."
 _PACKAGE, _NAME = "trainstep", "Model"
 
 
@@ -39,7 +40,8 @@ def check_format(model: Any, arguments: Mapping[str, Any]) -> None:
         raise SavingError(
             f"A model with strategies is saved to a path that ends in '.keras', not to {path!r}: other formats lose "
             "them. For inference elsewhere use `model.export(path)`; for the weights alone `model.save_weights(path)`; "
-            "for the plain model `trainstep.remove(model).save(path)`."
+            "for the plain model call `trainstep.remove(model)`, compile anew, as its optimizer holds state of strategies, "
+            "and save."
         )
 
 
@@ -120,19 +122,24 @@ class SavedModel:
         """
         from trainstep.composition import apply  # noqa: PLC0415  It imports this module.
 
-        if config.get("schema") != SCHEMA:
+        schema, names = config.get("schema"), config.get("strategies")
+        if isinstance(schema, int) and schema > SCHEMA:
             raise SavingError(
-                f"The file holds strategies in schema {config.get('schema')!r}, and this version of trainstep reads "
-                f"{SCHEMA}. Install a later version; or build the plain model in code and load the weights alone, with "
-                "`load_weights`."
+                f"The file holds strategies in schema {schema}, and this version of trainstep reads {SCHEMA}. Install a "
+                f"later version; or {_WITHOUT}"
+            )
+        if schema != SCHEMA or not (isinstance(names, dict) and names) or "model" not in config:
+            raise SavingError(
+                "The file is damaged: the config of a model with strategies has a schema, a mapping of strategies and "
+                f"the plain model, and this one has {', '.join(sorted(config)) or 'nothing'}. What can be done: "
+                f"{_WITHOUT}"
             )
         model = keras.saving.deserialize_keras_object(config["model"], custom_objects)
         try:
-            return apply(model, config["strategies"])
+            return apply(model, names)
         except TrainstepError as error:
             raise type(error)(
-                f"{error} The file asks for the strategies {', '.join(config['strategies'])}. To go without, build the "
-                "plain model in code and load the weights alone, with `load_weights`."
+                f"{error} The file asks for the strategies {', '.join(names)}. To go without: {_WITHOUT}"
             ) from error
 
 

@@ -219,17 +219,19 @@ def attackable(x: Any, model: Any, chosen: Sequence[str] | None) -> list[bool]:
     able = [isinstance(tensor, tf.Tensor) and tensor.dtype.is_floating for tensor in tensors]
     unable = [name for name, ok in zip(names, able, strict=True) if not ok and name in (chosen or ())]
     if unable or not any(able):
-        found = [
-            f"{name}: {getattr(getattr(tensor, 'dtype', None), 'name', type(tensor).__name__)}"
-            for name, tensor in zip(names, tensors, strict=True)
-        ]
+        found = [f"{name}: {_kind(tensor)}" for name, tensor in zip(names, tensors, strict=True)]
         kinds = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
         raise UnsupportedInputError(
             f"An attack moves dense inputs of a floating dtype by small amounts, and {unable or 'no input'} "
-            f"{'is not' if unable else 'is'} one ({kinds}). Cast images to float32 before `fit`; for tokens, attack "
-            "the output of an embedding instead, as the input of a model of its own."
+            f"{'is not' if unable else 'is'} one ({kinds}). Cast images to float32, and make sparse and ragged "
+            "tensors dense, before `fit`; for tokens, attack the output of an embedding instead, as the input of a model of its own."
         )
     return [ok and (not chosen or name in chosen) for name, ok in zip(names, able, strict=True)]
+
+
+def _kind(value: Any) -> str:
+    dtype = getattr(getattr(value, "dtype", None), "name", "")
+    return dtype if isinstance(value, tf.Tensor) else f"{type(value).__name__} {dtype}".rstrip()
 
 
 def _input_names(x: Any, model: Any) -> list[str]:

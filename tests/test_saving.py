@@ -160,13 +160,16 @@ PLAIN = "build the plain model in code and load the weights alone, with `load_we
     ("change", "error", "said"),
     [
         (lambda c: c.update(schema=2), errors.SavingError, r"in schema 2, and this version of trainstep reads 1"),
-        (lambda c: c.pop("schema"), errors.SavingError, "in schema None"),
+        (lambda c: c.pop("schema"), errors.SavingError, "is damaged: .* has model, strategies"),
+        (lambda c: c.update(strategies=None), errors.SavingError, "is damaged"),
+        (lambda c: c.update(strategies=["standard"]), errors.SavingError, "is damaged"),
+        (lambda c: c.pop("model"), errors.SavingError, "is damaged"),
         (lambda c: c["strategies"].update(no_such={}), errors.UnknownStrategyError, "Unknown strategy 'no_such'"),
         (lambda c: c["strategies"]["gradient_clipping"].update(bound=1), errors.InvalidOptionsError,
          "gradient_clipping: unknown option 'bound'"),
         (lambda c: c["strategies"]["gradient_accumulation"].update(steps=0), errors.InvalidOptionsError, "Given: 0"),
     ],
-    ids=["a later schema", "no schema", "an unknown strategy", "an unknown option", "a wrong value"],
+    ids=["a later schema", "no schema", "no strategies", "a list of them", "no model", "an unknown strategy", "an unknown option", "a wrong value"],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_is_an_error_that_names_the_reason_and_the_way_out(change, error, said, saved):
     with pytest.raises(error, match=said) as caught:
