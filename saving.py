@@ -40,8 +40,8 @@ def check_format(model: Any, arguments: Mapping[str, Any]) -> None:
         raise SavingError(
             f"A model with strategies is saved to a path that ends in '.keras', not to {path!r}: other formats lose "
             "them. For inference elsewhere use `model.export(path)`; for the weights alone `model.save_weights(path)`; "
-            "for the plain model call `trainstep.remove(model)`, compile anew, as its optimizer holds state of strategies, "
-            "and save."
+            "for the plain model call `trainstep.remove(model)`, compile it anew, as its optimizer holds state of "
+            "strategies, and save."
         )
 
 
@@ -125,8 +125,8 @@ class SavedModel:
         schema, names = config.get("schema"), config.get("strategies")
         if isinstance(schema, int) and schema > SCHEMA:
             raise SavingError(
-                f"The file holds strategies in schema {schema}, and this version of trainstep reads {SCHEMA}. Install a "
-                f"later version; or {_WITHOUT}"
+                f"The file holds strategies in schema {schema}, and this version of trainstep reads {SCHEMA}. "
+                f"Install a later version; or {_WITHOUT}"
             )
         if schema != SCHEMA or not (isinstance(names, dict) and names) or "model" not in config:
             raise SavingError(

@@ -169,7 +169,8 @@ PLAIN = "build the plain model in code and load the weights alone, with `load_we
          "gradient_clipping: unknown option 'bound'"),
         (lambda c: c["strategies"]["gradient_accumulation"].update(steps=0), errors.InvalidOptionsError, "Given: 0"),
     ],
-    ids=["a later schema", "no schema", "no strategies", "a list of them", "no model", "an unknown strategy", "an unknown option", "a wrong value"],
+    ids=["a later schema", "no schema", "no strategies", "a list of them", "no model",
+         "an unknown strategy", "an unknown option", "a wrong value"],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_is_an_error_that_names_the_reason_and_the_way_out(change, error, said, saved):
     with pytest.raises(error, match=said) as caught:
