@@ -224,8 +224,8 @@ def attackable(x: Any, model: Any, chosen: Sequence[str] | None) -> list[bool]:
         raise UnsupportedInputError(
             f"An attack moves dense inputs of a floating dtype by small amounts, and {unable or 'no input'} "
             f"{'is not' if unable else 'is'} one ({kinds}). Cast images to float32, and make sparse and ragged "
-            "tensors dense, before `fit`; for tokens, attack the output of an embedding instead, as the input of a model "
-            "of its own."
+            "tensors dense, before `fit`; for tokens, attack the output of an embedding instead, as the input of a "
+            "model of its own."
         )
     return [ok and (not chosen or name in chosen) for name, ok in zip(names, able, strict=True)]
 
