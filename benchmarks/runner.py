@@ -59,6 +59,7 @@ class Bench:
         self.task = task
         self.initial = dict(initial or {})
         """By seed: given, or kept from the first model built with it."""
+        self._variables: dict[int, Weights] = {}
 
     @property
     def settings(self) -> Settings:
@@ -97,6 +98,16 @@ class Bench:
         model.set_weights(self.initial.setdefault(seed, model.get_weights()))
         return model
 
+    def variables(self, seed: int) -> Weights:
+        """Return the values of all variables of what `plain_model` returns, built once; the global seeds are set alike.
+
+        For a task that is reusable.
+        """
+        if seed not in self._variables:
+            self._variables[seed] = [variable.numpy() for variable in self.plain_model(seed).variables]
+        keras.utils.set_random_seed(seed)
+        return self._variables[seed]
+
     def new_model(self, seed: int) -> Any:
         """Return a new model as the builder makes it, built; the global seeds are set to `seed`."""
         keras.utils.set_random_seed(seed)  # For builders, and for dropout, without a seed of their own.
@@ -129,11 +140,10 @@ class Trainer:
 
         Raises whatever the strategies, or Keras, have against the model or the optimizer.
         """
-        plain = self.bench.plain_model(seed)
         if self._model is None or not self.bench.task.reusable:
-            self._compile(plain)
+            self._compile(self.bench.plain_model(seed))
         else:
-            for variable, value in zip(self._model.variables, plain.variables, strict=True):
+            for variable, value in zip(self._model.variables, self.bench.variables(seed), strict=True):
                 variable.assign(value)
             for variable, value in self._optimizer_state:
                 variable.assign(value)
