@@ -210,7 +210,10 @@ def lines(content: Mapping[str, Any]) -> list[str]:
     measured = {
         "comparison": (content["comparison_seconds"], "{:.1f} s for the whole comparison"),
         "overhead": (over["over_fit"], "{:.3f} times the seconds of its calls of fit"),
-        "store": (max(store["seconds"] for store in stores), "{:.1f} s for a store and its reports"),
+        "store": (
+            max(store["seconds"] for store in stores),
+            f"{{:.1f}} s for a store of {stores[0]['runs']:,} runs and its reports",
+        ),
     }
     text = [
         f"{form.format(value)} (at most {TARGETS[name]:g}: {'reached' if value <= TARGETS[name] else 'MISSED'})"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from trainstep.benchmarks import foreign_attack
+from trainstep.benchmarks import foreign_attack, suite_cost
 from trainstep.benchmarks.columns import budget
 from trainstep.benchmarks.keeping import newest
 from trainstep.benchmarks.records import Budget
@@ -31,14 +31,17 @@ def with_evidence(text: str, folder: pathlib.Path = RESULTS) -> str:
 
 def paragraphs(folder: pathlib.Path) -> list[str]:
     """Return tables and what is to be said of them."""
-    files = {name: path for name in (*EXPERIMENTS, foreign_attack.NAME) if (path := newest(folder, name))}
+    names = (*EXPERIMENTS, foreign_attack.NAME, suite_cost.NAME)
+    files = {name: path for name in names if (path := newest(folder, name))}
     contents = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items()}
-    attack = contents.pop(foreign_attack.NAME, None)
-    parts = ["What came out here (`make evidence`, `make foreign-attack`):"] if files else []
+    attack, cost = contents.pop(foreign_attack.NAME, None), contents.pop(suite_cost.NAME, None)
+    parts = ["What came out here (`make evidence`, `make foreign-attack`, `make suite-cost`):"] if files else []
     if contents:
         parts += compared([content["workloads"][0] for content in contents.values()])
     if attack:
         parts += attacked(attack)
+    if cost:
+        parts.append(f"The suite itself took {'; '.join(suite_cost.lines(cost))}.")
     if files:
         links = ", ".join(f"[{path.name}](benchmarks/results/{path.name})" for path in files.values())
         parts.append(f"By seed, with all options and versions: {links}.")

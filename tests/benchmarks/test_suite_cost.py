@@ -27,6 +27,6 @@ def test_what_is_above_its_target_is_said():
     content = {
         "comparison_seconds": 91.0,
         "overhead": {"over_fit": 1.149, "over_script": 0.9},
-        "stores": [{"seconds": 3.0}, {"seconds": 11.0}],
+        "stores": [{"runs": 200, "seconds": 3.0}, {"runs": 200, "seconds": 11.0}],
     }
     assert [line.split()[-1] for line in suite_cost.lines(content)[:3]] == ["MISSED)", "reached)", "MISSED)"]
