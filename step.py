@@ -187,11 +187,11 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
             return self.report_metrics(batch, evaluation)
         terms = num_loss_terms(batch, evaluation.y_pred)
-        [samples] = sum_over_replicas([terms])
-        gradients = _weighted_by_share(self, evaluation.gradients, terms, samples)
+        [all_terms] = sum_over_replicas([terms])
+        gradients = _weighted_by_share(self, evaluation.gradients, terms, all_terms)
         if type(self).acts_on_updates:
             gradients = sum_over_replicas(gradients)
-        self.update_weights(Update(gradients, samples))
+        self.update_weights(Update(gradients, all_terms))
         return self.report_metrics(batch, evaluation)
 
     @property

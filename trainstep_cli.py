@@ -39,14 +39,13 @@ def _trainstep() -> Any:
     return trainstep
 
 
-def start_quietly(pickled: bytes) -> None:
-    """Call what is pickled, a function and its arguments, in a new process, with TensorFlow imported in silence.
+def start_quietly(pickled: bytes, *arguments: Any) -> None:
+    """Call the function that is pickled, with `arguments`, in a new process, with TensorFlow imported in silence.
 
     Here, as what is in the package imports TensorFlow before it can be called.
     """
     _trainstep()
-    function, arguments = pickle.loads(pickled)
-    function(*arguments)
+    pickle.loads(pickled)(*arguments)
 
 
 @contextlib.contextmanager
@@ -201,9 +200,9 @@ def compare(  # noqa: PLR0917  All but the first are options of the command line
     }
     flags["strategies"], flags["metrics"] = strategy or None, metric or None
     flags["workload"] = workload or None
-    _trainstep()
+    package = _trainstep()
     with _explained():
-        earlier = None if against is None else _trainstep().Comparison.from_store(against)
+        earlier = None if against is None else package.Comparison.from_store(against)
         result = _compared(experiment, flags)
         _print(result, result.output)
         if earlier is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import cloudpickle
 import numpy as np
 import tensorflow as tf
 
@@ -215,8 +216,6 @@ class _Engine:
         if wanted == 1 and options.executor == "processes" and (options.workers == 1 or options.time_limit is None):
             self._open = self._open_here
             return
-        import cloudpickle  # noqa: PLC0415
-
         try:
             pickled = cloudpickle.dumps(self._parcel)
         except Exception as error:

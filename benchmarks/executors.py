@@ -10,6 +10,7 @@ is touched. What comes after gets a new process.
 
 import concurrent.futures.process
 import contextlib
+import functools
 import importlib.util
 import os
 import queue
@@ -21,6 +22,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import cloudpickle
+
+# The library of joblib's own process pool, under `concurrent.futures`' interface. Imported here, and not where it is
+# first needed: that is in several threads at once, and one could see it half imported.
+from joblib.externals.loky import ProcessPoolExecutor
 
 import trainstep_cli
 from trainstep.benchmarks.errors import InvalidComparisonError, OutOfTimeError, WorkerDiedError
@@ -82,17 +89,12 @@ class LocalProcess(Worker):
         self._pool: Any = None
 
     def call(self, function: Callable[..., Any], *arguments: Any, limit: float | None = None) -> Any:
-        import cloudpickle  # noqa: PLC0415
-
-        # The library of joblib's own process pool, under `concurrent.futures`' interface.
-        from joblib.externals.loky import ProcessPoolExecutor  # noqa: PLC0415
-
         if self._pool is None:
             self._pool = ProcessPoolExecutor(
                 max_workers=1,
                 env=self._environment,
                 initializer=trainstep_cli.start_quietly,
-                initargs=(cloudpickle.dumps((_start, (os.getpid(), self._receive, self._arguments))),),
+                initargs=(cloudpickle.dumps(functools.partial(_start, os.getpid(), self._receive)), *self._arguments),
             )
             if limit is not None:
                 self._pool.submit(_nothing).result()  # Its start, with the import of TensorFlow, is off the clock.
@@ -306,7 +308,7 @@ def cores() -> int:
 # --- In the process of a worker -------------------------------------------------------------------
 
 
-def _start(parent: int, receive: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _start(parent: int, receive: Callable[..., None], *arguments: Any) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)

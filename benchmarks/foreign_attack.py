@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
+from joblib.externals.loky import ProcessPoolExecutor
 
 import trainstep
 from trainstep.benchmarks import workload as workloads
@@ -107,8 +108,6 @@ def measure(seeds: int, plan: Plan, workers: int) -> list[dict[str, Any]]:
 
     Each has one thread: two models side by side are sooner done than one after the other with two threads.
     """
-    from joblib.externals.loky import ProcessPoolExecutor  # noqa: PLC0415  As in `executors`.
-
     labels, numbers = zip(*((label, seed) for label in SPECS for seed in range(seeds)), strict=True)
     rows = []
     with ProcessPoolExecutor(max_workers=workers, env=ONE_THREAD) as pool:

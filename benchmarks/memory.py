@@ -23,6 +23,7 @@ import keras
 
 import trainstep
 from trainstep.benchmarks.environment import environment
+from trainstep.benchmarks.keeping import path_of
 from trainstep.benchmarks.step_cost import batches, cnn
 
 MEBIBYTE = 2**20
@@ -189,7 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(text)
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
-        target = options.output / f"memory_keras-{keras.__version__}_{machine['time'][:10]}.json"
+        target = path_of(options.output, "memory", machine)
         target.write_text(json.dumps({"environment": machine, "rows": rows}, indent=2) + "\n")
         target.with_suffix(".md").write_text(f"# What a strategy takes of memory\n\n{text}\n")
     return 0

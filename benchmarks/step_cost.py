@@ -28,6 +28,7 @@ import tensorflow as tf
 
 import trainstep
 from trainstep.benchmarks.environment import environment
+from trainstep.benchmarks.keeping import path_of
 
 FRESH = 5  # Times the models are made anew.
 PARTS = ("cnn", "mlp", "wide", "tracing")
@@ -251,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     rows = [row for part in ([options.only] if options.only else PARTS) for row in rows_of(part, options.rounds)]
     applying, machine = measure_apply(cnn), environment()
-    target = (options.output or pathlib.Path()) / f"step_cost_keras-{keras.__version__}_{machine['time'][:10]}.json"
+    target = path_of(options.output or pathlib.Path(), "step_cost", machine)
     if options.output and options.only and target.exists():  # The other parts stay as they were measured that day.
         measured = {row.net for row in rows}
         kept = [Row(**row) for row in json.loads(target.read_text())["rows"]]

@@ -29,6 +29,7 @@ from trainstep.benchmarks import request
 from trainstep.benchmarks.comparison import Comparison
 from trainstep.benchmarks.data import train_batches
 from trainstep.benchmarks.environment import environment
+from trainstep.benchmarks.executors import LocalProcess
 from trainstep.benchmarks.keeping import keep, path_of
 from trainstep.benchmarks.records import Budget, Cost, Epoch, Run, Settings, Target, key_of
 from trainstep.benchmarks.runner import Bench, Trainer, spec_of
@@ -135,11 +136,11 @@ def overhead(experiment: Path, seeds: int, rounds: int) -> dict[str, Any]:
 
 
 def _in_fresh_process(function: Callable[[], Any]) -> Any:
-    from joblib.externals.loky import ProcessPoolExecutor  # noqa: PLC0415  As in `executors`.
-
-    with ProcessPoolExecutor(max_workers=1) as pool:
-        pool.submit(_warm_up).result()
-        return pool.submit(function).result()
+    worker = LocalProcess({}, _warm_up)
+    try:
+        return worker.call(function)
+    finally:
+        worker.stop()
 
 
 def _warm_up() -> None:

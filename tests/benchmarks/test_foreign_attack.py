@@ -1,9 +1,9 @@
 """Our attack beside foolbox's: on a net of two weights, whose robust accuracy is known, and on the real one."""
 
 import json
-import os
 
 import keras
+import needs
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,7 +11,6 @@ import tensorflow as tf
 import trainstep
 from trainstep.benchmarks import foreign_attack
 from trainstep.benchmarks.attack import Attack, compiled_attack, robust_accuracy
-from trainstep.benchmarks.datasets import DEBIAN_FASHION_MNIST
 
 pytest.importorskip("foolbox", reason="in the environment of tensorflow-addons")
 
@@ -47,10 +46,7 @@ def test_the_batches_of_the_attack_change_nothing_but_the_random_start(monkeypat
     assert foreign_attack.foolbox_robust_accuracy(linear(), X, Y, attack) == 0.5
 
 
-@pytest.mark.skipif(
-    not DEBIAN_FASHION_MNIST.exists() and not os.environ.get("CI"),  # There it is installed.
-    reason="Fashion-MNIST would be downloaded",
-)
+@needs.fashion_mnist
 def test_models_are_trained_attacked_and_kept_by_seed(tmp_path, capsys):
     arguments = ["--seeds", "1", "--train-examples", "256", "--examples", "4", "--output", str(tmp_path)]
     assert foreign_attack.main(arguments) == 0

@@ -2,11 +2,11 @@
 
 import gzip
 import io
-import os
 import pickle
 import tarfile
 
 import keras
+import needs
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -204,10 +204,7 @@ def test_the_package_of_debian_is_found_by_itself(nowhere, tmp_path, monkeypatch
     assert len(datasets.load_fashion_mnist().train[0]) == 3
 
 
-@pytest.mark.skipif(
-    not datasets.DEBIAN_FASHION_MNIST.exists() and not os.environ.get("CI"),  # There it is installed.
-    reason="needs Debian's package dataset-fashion-mnist",
-)
+@needs.fashion_mnist
 def test_fashion_mnist_is_what_its_package_holds():
     (x, y), (x_validation, y_validation) = workload.get("fashion_cnn").read()
     assert (x.shape, x_validation.shape) == ((60_000, 28, 28, 1), (10_000, 28, 28, 1))
