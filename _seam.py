@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainstep.declaration import Slot
 from trainstep.errors import ModelConflictError, NotCompiledError
 from trainstep.gradients import scale
 
@@ -206,21 +207,37 @@ def _loss_tracker(model: Any) -> Any:
 
 
 def probe(model: Any, x: Any, y: Any, sample_weight: Any, *, training: bool) -> tf.Tensor:
-    """Return the loss of an extra forward pass that leaves no trace.
+    """Return the loss of an extra forward pass that leaves no trace, see `without_trace`."""
+
+    def loss() -> tf.Tensor:
+        y_pred = forward(model, x, training=training)
+        return compute_loss(model, x, y, y_pred, sample_weight, training=training)
+
+    return without_trace(model, loss, training=training)
+
+
+def without_trace(
+    model: Any, function: Callable[[], tf.Tensor], *, training: bool, random_state: Sequence[tuple[Any, Any]] = ()
+) -> tf.Tensor:
+    """Return what `function` returns, which passes through `model`, and leave everything as it was before.
 
     Batch-norm statistics, metrics and, on Keras 3, the state of dropout are as before it. On Keras 2
     dropout draws from TensorFlow's stateful operations, whose state cannot be reached: with
     `training=True` such a pass draws masks of its own.
+
+    Args:
+        model: compiled.
+        function: looks at the model, changes no weight, and returns one tensor.
+        training: whether it passes through the model in training mode.
+        random_state: what `random_state` returned: the masks of dropout are those drawn from there.
     """
     if KERAS_3:
         # Regularizers look only at weights that the scope maps, and fail on others.
-        with keras.StatelessScope([(weight, weight) for weight in model.trainable_variables], collect_losses=True):
-            y_pred = forward(model, x, training=training)
-            return compute_loss(model, x, y, y_pred, sample_weight, training=training)
+        mapping = [*((weight, weight) for weight in model.trainable_variables), *random_state]
+        with keras.StatelessScope(mapping, collect_losses=True):
+            return function()
     statistics = _snapshot(model.non_trainable_variables) if training else []
     metrics = _snapshot(metric_variables(model))  # Now: those of `add_metric` are updated by the forward pass.
-    y_pred = forward(model, x, training=training)
-    metrics += _snapshot_of_others(model, metrics)
     container = model.compiled_loss
 
     def build(y_pred: Any) -> None:
@@ -230,12 +247,17 @@ def probe(model: Any, x: Any, y: Any, sample_weight: Any, *, training: bool) -> 
 
     vars(container)["build"] = build
     try:
-        loss = compute_loss(model, x, y, y_pred, sample_weight, training=training)
+        value = function()
     finally:
         del vars(container)["build"]
-    for variable, value in [*statistics, *metrics]:
-        variable.assign(value)
-    return loss
+    for variable, before in [*statistics, *metrics]:
+        variable.assign(before)
+    return value
+
+
+def random_state(model: Any) -> list[tuple[Any, tf.Tensor]]:
+    """Return what the next masks of dropout are drawn from; nothing on Keras 2, where it cannot be reached."""
+    return [(variable, tf.convert_to_tensor(variable)) for variable in random_variables(model)] if KERAS_3 else []
 
 
 def _snapshot_of_others(model: Any, kept: Sequence[tuple[Any, tf.Tensor]]) -> list[tuple[Any, tf.Tensor]]:
@@ -480,6 +502,11 @@ def apply_gradients(optimizer: Any, gradients: Sequence[Any], weights: Sequence[
             factor = share if factor is None else factor * share
         if factor is not None:
             gradients = scale(gradients, factor)
+        # Keras wants them from one graph: in a branch of a condition some are made there, and others come from outside.
+        gradients = [
+            None if gradient is None else tf.nest.map_structure(tf.identity, gradient, expand_composites=True)
+            for gradient in gradients
+        ]
         optimizer.apply_gradients(zip(gradients, weights, strict=True))
         return
     if is_loss_scale_optimizer(optimizer):
@@ -527,23 +554,29 @@ def add_optimizer_slots(optimizer: Any, weights: Sequence[Any], name: str) -> li
     return [optimizer.add_variable_from_reference(weight, name) for weight in weights]
 
 
-def add_optimizer_scalar(optimizer: Any, name: str, dtype: str, initial: float) -> Any:
-    """Add to `optimizer` one scalar variable, saved along with its own."""
-    initializer = keras.initializers.Constant(int(initial) if tf.as_dtype(dtype).is_integer else initial)
+def add_optimizer_variable(optimizer: Any, name: str, slot: Slot) -> Any:
+    """Add to `optimizer` one variable, not of any weight, saved along with its own."""
+    dtype = tf.as_dtype(slot.dtype)
+    initializer = keras.initializers.Constant(int(slot.initial) if dtype.is_integer else slot.initial)
     if KERAS_3:
-        return optimizer.add_variable((), initializer, dtype, name=name)
+        return optimizer.add_variable(slot.shape, initializer, slot.dtype, name=name)
     if is_loss_scale_optimizer(optimizer):
         optimizer = optimizer.inner_optimizer
     if isinstance(optimizer, _LegacyOptimizer):
         aggregation = tf.VariableAggregation.ONLY_FIRST_REPLICA
-        return optimizer.add_weight(name, (), tf.as_dtype(dtype), initializer, trainable=False, aggregation=aggregation)
-    return optimizer.add_variable((), tf.as_dtype(dtype), initializer, name)
+        return optimizer.add_weight(name, slot.shape, dtype, initializer, trainable=False, aggregation=aggregation)
+    return optimizer.add_variable(slot.shape, dtype, initializer, name)
 
 
 def key_of(weight: Any) -> int:
     """Return what identifies `weight` as long as it lives, whether or not it casts itself."""
     # Keras 2 wraps a weight that casts itself, see `set_dtype_policy`; the wrapper comes and goes.
     return id(weight) if KERAS_3 else id(getattr(weight, "_variable", weight))
+
+
+def path_of(weight: Any) -> str:
+    """Return the name of `weight` with those of the layers around it, "hidden/kernel" for example."""
+    return weight.path if KERAS_3 else weight.name.split(":")[0]
 
 
 def tf_variable(variable: Any) -> Any:

@@ -19,6 +19,7 @@ class Stage(enum.IntEnum):
     ATTACK = 20
     OBJECTIVE = 30
     GRADIENT = 40
+    ASCENT = 45
     ACCUMULATION = 50
     LOSS_SCALING = 60
     MEASURING = 65
@@ -53,11 +54,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Slot:
-    """A state variable: a scalar, or with `per_weight` one of zeros for each trainable variable."""
+    """A state variable of `shape`, a scalar by default; with `per_weight` one of zeros for each trainable variable."""
 
     initial: float = 0.0
     dtype: str = "float32"
     per_weight: bool = False
+    shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise `StrategyDefinitionError` for what could not be had."""

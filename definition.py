@@ -19,13 +19,25 @@ from trainstep.errors import (
 )
 
 HOOKS = ("transform_batch", "compute_objective", "compute_gradients", "update_weights", "report_metrics")
-HOST_HOOKS = ("attach_strategies", "detach_strategies", "finish_epoch", "check_progress", "loss_scale", "check_model")
+HOST_HOOKS = (
+    *("attach_strategies", "detach_strategies", "finish_epoch", "check_progress", "loss_scale", "check_model"),
+    "evaluation_weights",
+)
 RESERVED = (
     *(*HOOKS, *HOST_HOOKS, "strategy_options", "strategy_state", "acts_on_updates", "composes_objectives"),
     *("record", "declared_reports", "collects_reports"),
 )
 OWNED_BY_THE_ROOT = (
-    *("train_step", "fit", "train_on_batch", "evaluate", "compile", "compile_from_config", "make_train_function"),
+    *(
+        "train_step",
+        "fit",
+        "train_on_batch",
+        "evaluate",
+        "predict",
+        "compile",
+        "compile_from_config",
+        "make_train_function",
+    ),
     *("metrics", "record", "strategy_state", "__init__", "__new__"),
 )
 

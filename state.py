@@ -69,6 +69,12 @@ class _State(NamedTuple):
         return {name: {key: select(slot) for key, slot in slots.items()} for name, slots in self.variables.items()}
 
 
+def has_state(model: Any) -> bool:
+    """Tell whether the state of the strategies of `model` is there: a model that never trained may have none yet."""
+    known = None if getattr(model, "optimizer", None) is None else _STATES.get(model.optimizer)
+    return known is not None and known.holds(slots_of(type(model)))
+
+
 def slots_of(cls: Any) -> dict[str, Mapping[str, Slot]]:
     """Return the slots that the strategies of the model class `cls` declare, by strategy name."""
     return {
@@ -101,7 +107,7 @@ def _create_missing(model: Any, state: _State) -> None:
             if slot.per_weight:
                 present[key] = _seam.add_optimizer_slots(optimizer, state.weights, f"{name}_{key}")
             else:
-                present[key] = _seam.add_optimizer_scalar(optimizer, f"{name}_{key}", slot.dtype, slot.initial)
+                present[key] = _seam.add_optimizer_variable(optimizer, f"{name}_{key}", slot)
 
 
 def reset_state(model: Any) -> None:

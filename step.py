@@ -19,6 +19,7 @@ Gradients are unscaled, whatever the loss scale, in a list aligned with `model.t
 a weight the loss does not depend on has None.
 """
 
+import contextlib
 import functools
 import inspect
 import re
@@ -158,6 +159,10 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
     def detach_strategies(self) -> None:
         """Undo `attach_strategies`."""
 
+    def evaluation_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model has the weights it is to be judged by: by default those it trains."""
+        return contextlib.nullcontext()
+
     def finish_epoch(self) -> None:
         """Finish what the last steps left open. Called on the host when an epoch of `fit` ends, before validation."""
 
@@ -186,9 +191,7 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
         if not self.trainable_variables:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
             return self.report_metrics(batch, evaluation)
-        terms = num_loss_terms(batch, evaluation.y_pred)
-        [all_terms] = sum_over_replicas([terms])
-        gradients = _weighted_by_share(self, evaluation.gradients, terms, all_terms)
+        gradients, all_terms = shares_of_gradients(self, batch, evaluation)
         if type(self).acts_on_updates:
             gradients = sum_over_replicas(gradients)
         self.update_weights(Update(gradients, all_terms))
@@ -214,9 +217,15 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate as Keras does: what is reported of updates is no part of it."""
-        with reports.training(self, active=False):
+        """Evaluate as Keras does, with `evaluation_weights`: what is reported of updates is no part of it."""
+        with reports.training(self, active=False), self.evaluation_weights():
             return super().evaluate(*args, **kwargs)
+
+    @functools.wraps(keras.Model.predict)
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict as Keras does, with `evaluation_weights`."""
+        with self.evaluation_weights():
+            return super().predict(*args, **kwargs)
 
     @functools.wraps(keras.Model.compile)
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -369,16 +378,24 @@ class _explained_errors:  # noqa: N801  Used like a function.
             raise getattr(errors, found[1])(message) from error
 
 
-def _weighted_by_share(model: Any, gradients: Gradients, terms: tf.Tensor, all_terms: tf.Tensor) -> Gradients:
-    """Return this replica's part of the gradient of the mean over all `all_terms` loss terms, of which it has `terms`.
+def shares_of_gradients(model: Any, batch: Batch, evaluation: Evaluation) -> tuple[Gradients, tf.Tensor]:
+    """Return this replica's parts of the gradients, which sum to those of the mean over all loss terms; and how many.
 
     Keras divides the mean over a replica's examples by the number of replicas, so that an example in a smaller share
     would count for more. A compiled loss that is a sum needs no weights.
     """
+    terms = num_loss_terms(batch, evaluation.y_pred)
+    [all_terms] = sum_over_replicas([terms])
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if replicas == 1 or _seam.sums_its_loss(model):
-        return gradients
-    return scale(gradients, tf.math.divide_no_nan(replicas * terms, all_terms))
+        return evaluation.gradients, all_terms
+    return scale(evaluation.gradients, tf.math.divide_no_nan(replicas * terms, all_terms)), all_terms
+
+
+def summed_gradients(model: Any, batch: Batch, evaluation: Evaluation) -> Gradients:
+    """Return the gradients of the mean over the loss terms of all replicas, the same on each."""
+    shares, _ = shares_of_gradients(model, batch, evaluation)
+    return sum_over_replicas(shares)
 
 
 def num_loss_terms(batch: Batch, y_pred: Any) -> tf.Tensor:

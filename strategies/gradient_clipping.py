@@ -54,7 +54,7 @@ def bound_of(options: GradientClippingOptions) -> tuple[str, float]:
     return bound
 
 
-def clip_by_norm(gradients: Gradients, clipnorm: float) -> Gradients:
+def clip_by_norm(gradients: Gradients, clipnorm: float | tf.Tensor) -> Gradients:
     """Scale `gradients` together to an L2 norm of at most `clipnorm`; to NaN where that norm is not finite.
 
     As in Keras, entries from 2**64 on make it so: their squares are beyond float32.

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalogue import NAMES, NEUTRAL, declaration
+from catalogue import NAMES, NEUTRAL, TOGETHER, declaration
 from nets import Workload, X, Y, dense
 from runs import assert_same, fitted, is_finite, optimizer_variables, prepared, run
 
@@ -60,7 +60,7 @@ OWN = {
 
 @pytest.mark.parametrize("optimizer", OWN)
 def test_every_optimizer_of_keras_updates_once_per_window_under_the_whole_catalogue(optimizer):
-    model = prepared(workload(OWN[optimizer]), NAMES)
+    model = prepared(workload(OWN[optimizer]), TOGETHER)
     before = model.get_weights()
     assert is_finite(fitted(model, workload(OWN[optimizer]), epochs=1))
     assert not np.array_equal(model.get_weights()[0], before[0])
@@ -86,7 +86,7 @@ def test_an_old_optimizer_under_neutral_options_is_plain_keras_bit_for_bit(name,
 
 @needs_legacy
 @pytest.mark.parametrize("optimizer", LEGACY)
-@pytest.mark.parametrize("spec", [*([name] for name in NAMES), NAMES], ids="+".join)
+@pytest.mark.parametrize("spec", [*([name] for name in NAMES), TOGETHER], ids="+".join)
 def test_an_old_optimizer_trains_under_every_strategy(spec, optimizer):
     def old():
         return getattr(keras.optimizers.legacy, optimizer)(**LEGACY[optimizer])
@@ -137,7 +137,7 @@ ADDONS = {
 
 @needs_addons
 @pytest.mark.parametrize("optimizer", ADDONS)
-@pytest.mark.parametrize("spec", [*([name] for name in NAMES), NAMES], ids="+".join)
+@pytest.mark.parametrize("spec", [*([name] for name in NAMES), TOGETHER], ids="+".join)
 def test_an_optimizer_of_addons_trains_under_every_strategy(spec, optimizer, tfa):
     made = workload(lambda: ADDONS[optimizer](tfa))
     model = prepared(made, spec)
@@ -339,7 +339,7 @@ def test_what_is_no_optimizer_is_refused_by_compile(name):
 def test_the_optimizers_own_variables_come_first():
     """What a strategy keeps is behind them, so that the plain optimizer's state can be read off."""
     plain = prepared(workload(lambda: keras.optimizers.Adam(0.05)))
-    ours = prepared(workload(lambda: keras.optimizers.Adam(0.05)), NAMES)
+    ours = prepared(workload(lambda: keras.optimizers.Adam(0.05)), TOGETHER)
     for model in (plain, ours):
         fitted(model, workload(None), epochs=1)
     own = optimizer_variables(plain.optimizer)

@@ -6,6 +6,7 @@ from typing import Any
 
 import trainstep
 from trainstep import registry
+from trainstep.definition import hooks_used
 
 NAMES = trainstep.names()
 
@@ -39,7 +40,34 @@ def variants() -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
+def conflict(one: str, other: str) -> str | None:
+    """Return why two strategies cannot be combined; None where they can."""
+    return declaration(one).conflicts.get(other) or declaration(other).conflicts.get(one)
+
+
+def together() -> list[str]:
+    """Return a large part of the catalogue that goes together: each name that no earlier one excludes."""
+    kept: list[str] = []
+    for name in NAMES:
+        if not any(conflict(name, other) for other in kept):
+            kept.append(name)
+    return kept
+
+
+def hooks(name: str) -> set[str]:
+    """Return the hooks in which `name` does something, with its default options."""
+    return set(hooks_used(trainstep.get(name), declaration(name).options()))
+
+
 VARIANTS = variants()
+TOGETHER = together()
+EVALUATING = [
+    name
+    for name in NAMES
+    if hooks(name) - {"update_weights", "report_metrics"} or "attach_strategies" in vars(trainstep.get(name))
+]
+"""Those that act on batches, losses, layers or how gradients are taken: what kind the model and its data are matters to
+them. All others see gradients and weights, and nothing else."""
 DEFAULT_IS_NEUTRAL = [name for name in NAMES if declaration(name).neutral == {}]
 NEUTRAL = [name for name in NAMES if declaration(name).neutral is not None]
 

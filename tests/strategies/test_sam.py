@@ -1,0 +1,120 @@
+"""SAM descends the gradient of the worst point near the weights."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from nets import BATCH, KINDS, Workload, X, Y, dense, functional, one_weight, sgd, weight_of
+from runs import assert_same, differs, run
+
+import trainstep
+from trainstep import errors
+from trainstep._seam import KERAS_3
+
+
+def stepped(initial: float = 1.0, **options) -> float:
+    """Return w after a step of SGD(0.1) on the loss w^2, whose gradient is 2 w."""
+    model = trainstep.apply(one_weight(initial), "sam", **options)
+    model.compile(sgd(0.1), "mse")
+    model.train_on_batch(np.ones((1, 1)), np.zeros((1, 1)))
+    return weight_of(model)
+
+
+def test_one_weight_by_hand():
+    # Up by rho along the gradient, which is positive: 2 * (1 + 0.5) = 3 is descended, from 1.
+    assert stepped(rho=0.5) == pytest.approx(1 - 0.1 * 3, rel=1e-6)
+    assert stepped(-1.0, rho=0.5) == pytest.approx(-1 + 0.1 * 3, rel=1e-6)
+
+
+def test_adaptive_by_hand():
+    # T = |w| + eta = 2.5, g = 4: e = rho T^2 g / |T g| = 0.1 * 2.5 = 0.25; 2 * 2.25 = 4.5 is descended, from 2.
+    assert stepped(2.0, rho=0.1, adaptive=True, eta=0.5) == pytest.approx(2 - 0.1 * 4.5, rel=1e-6)
+
+
+def test_it_ascends_in_the_first_of_so_many_steps():
+    model = trainstep.apply(one_weight(1.0), "sam", rho=0.5, interval=3)
+    model.compile(sgd(0.1), "mse")
+    weights = [1.0]
+    for _ in range(4):
+        model.train_on_batch(np.ones((1, 1)), np.zeros((1, 1)))
+        weights.append(weight_of(model))
+    # w - 0.2 (w + 0.5), then twice w - 0.2 w, then again the first.
+    expected = [1.0]
+    for ascends in (1, 0, 0, 1):
+        expected.append(expected[-1] - 0.2 * (expected[-1] + 0.5 * ascends))
+    assert weights == pytest.approx(expected, rel=1e-6)
+
+
+def loop(rho: float, adaptive: bool) -> list[np.ndarray]:
+    """Return the weights that equation 2 of the paper, written down with a GradientTape, leaves."""
+    keras.utils.set_random_seed(0)
+    model = dense()
+
+    def gradients(x, y):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(model(x) - y))
+        return [g.numpy() for g in tape.gradient(loss, model.trainable_variables)]
+
+    for start in range(0, len(X), BATCH):
+        x, y = X[start : start + BATCH], Y[start : start + BATCH]
+        weights = model.get_weights()
+        sizes = [np.abs(w) + 0.01 if adaptive else np.ones_like(w) for w in weights]
+        scaled = [g * size for g, size in zip(gradients(x, y), sizes, strict=True)]
+        norm = np.sqrt(sum(np.square(g).sum() for g in scaled))
+        model.set_weights([w + rho * size * g / norm for w, size, g in zip(weights, sizes, scaled, strict=True)])
+        descended = gradients(x, y)
+        model.set_weights([w - 0.1 * g for w, g in zip(weights, descended, strict=True)])
+    return model.get_weights()
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_it_is_an_own_loop_with_the_formula(adaptive, assert_close):
+    ours = run(Workload(dense, X, Y), "sam", {"rho": 0.2, "adaptive": adaptive}, fit={"epochs": 1})
+    assert_close(ours.variables, loop(0.2, adaptive))
+
+
+def test_statistics_and_metrics_are_those_of_the_first_evaluation():
+    """At a learning rate of zero the weights stay, and with them everything else is as in plain training."""
+    workload = Workload(functional, X, Y, lambda: {"optimizer": sgd(0.0), "loss": "mse", "metrics": ["mae"]})
+    ours, plain = run(workload, "sam", {"rho": 0.5}), run(workload)
+    if KERAS_3:  # Where the second evaluation takes the masks of the first, and leaves their state alone.
+        assert_same(ours, plain)
+    else:
+        assert not differs(ours._replace(variables=ours.variables[:4]), plain._replace(variables=plain.variables[:4]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_back_to_the_bit_after_the_ascent(kind):
+    workload = KINDS[kind]
+    model = trainstep.apply(workload.build(), "sam", rho=3.0)
+    model.compile(**{**workload.compile(), "optimizer": sgd(0.0)})
+    model.fit(workload.x, workload.y, batch_size=BATCH, epochs=1, verbose=0)
+    before = [w.numpy() for w in model.trainable_variables]
+    model.fit(workload.x, workload.y, batch_size=BATCH, epochs=1, verbose=0)
+    tf.nest.map_structure(np.testing.assert_array_equal, [w.numpy() for w in model.trainable_variables], before)
+
+
+def test_a_regularizer_is_part_of_both_evaluations():
+    # loss = w^2 + 0.5 w^2: the gradient at 1 + 0.5 is 3 * 1.5.
+    layer = keras.layers.Dense(
+        1, use_bias=False, kernel_initializer="ones", kernel_regularizer=keras.regularizers.L2(0.5)
+    )
+    model = trainstep.apply(keras.Sequential([keras.Input((1,)), layer]), "sam", rho=0.5)
+    model.compile(sgd(0.1), "mse")
+    model.train_on_batch(np.ones((1, 1)), np.zeros((1, 1)))
+    assert model.get_weights()[0][0, 0] == pytest.approx(1 - 0.1 * 4.5, rel=1e-6)
+
+
+def test_the_ascent_is_never_clipped():
+    # 3 is descended as above, and clipped to 1 only then.
+    model = trainstep.apply(one_weight(1.0), {"sam": {"rho": 0.5}, "gradient_clipping": {"global_clipnorm": 2.5}})
+    model.compile(sgd(0.1), "mse")
+    model.train_on_batch(np.ones((1, 1)), np.zeros((1, 1)))
+    assert weight_of(model) == pytest.approx(1 - 0.1 * 2.5, rel=1e-6)
+
+
+def test_an_interval_on_several_replicas_is_refused(mirrored):
+    with mirrored.scope():
+        model = dense()
+        with pytest.raises(errors.ModelConflictError, match="interval=2 needs one replica, and there are 2"):
+            trainstep.apply(model, "sam", interval=2)
