@@ -161,6 +161,85 @@ def sums_its_loss(model: Any) -> bool:
     return any(getattr(loss, "reduction", None) == "sum" for loss in tf.nest.flatten(model.loss))
 
 
+def losses_of_outputs(model: Any, y_pred: Any) -> list[Any]:
+    """Return what `compile` was given to train each of the flattened outputs by: a function, a loss, or None."""
+    return [
+        keras.losses.get(loss) if isinstance(loss, str) else loss
+        for loss in _for_each_output(model, model.loss, y_pred)
+    ]
+
+
+def weights_of_outputs(model: Any, y_pred: Any) -> list[float]:
+    """Return the `loss_weights` of `compile` for each of the flattened outputs."""
+    # Public only as part of `get_compile_config`, which takes everything else, the optimizer too, apart with it.
+    container = model._compile_loss if KERAS_3 else model.compiled_loss
+    weights = _for_each_output(model, container and container._user_loss_weights, y_pred)
+    return [1.0 if weight is None else float(weight) for weight in weights]
+
+
+def _for_each_output(model: Any, given: Any, y_pred: Any) -> list[Any]:
+    """Return what `compile` was `given` for each of the flattened outputs: one for all, by name, or in their order."""
+    outputs = tf.nest.flatten(y_pred)
+    if isinstance(given, dict):
+        names = sorted(y_pred) if isinstance(y_pred, dict) else list(getattr(model, "output_names", None) or given)
+        return [given.get(name) for name in names]
+    if isinstance(given, (list, tuple)):
+        return list(given)
+    return [given] * len(outputs)
+
+
+_CROSS_ENTROPIES = {
+    "categorical": (keras.losses.CategoricalCrossentropy, keras.losses.CategoricalFocalCrossentropy),
+    "sparse": (keras.losses.SparseCategoricalCrossentropy,),
+    "binary": (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy),
+}
+_CROSS_ENTROPY_FUNCTIONS = {
+    "categorical": (keras.losses.categorical_crossentropy, keras.losses.categorical_focal_crossentropy),
+    "sparse": (keras.losses.sparse_categorical_crossentropy,),
+    "binary": (keras.losses.binary_crossentropy, keras.losses.binary_focal_crossentropy),
+}
+
+
+def cross_entropy(loss: Any) -> tuple[Any, bool] | None:
+    """Return the kind of cross-entropy `loss` is, "categorical", "sparse" or "binary", and whether it takes logits."""
+    for kind, classes in _CROSS_ENTROPIES.items():
+        if isinstance(loss, classes):
+            return kind, bool(loss.get_config()["from_logits"])
+    for kind, functions in _CROSS_ENTROPY_FUNCTIONS.items():
+        if loss in functions:
+            return kind, False
+    return None
+
+
+def losses_of_entries(loss: Any, y: Any, y_pred: Any) -> tf.Tensor:
+    """Return the loss of each entry of one output, not reduced: (batch, ...).
+
+    Args:
+        loss: one of `losses_of_outputs`.
+        y: the labels of the output.
+        y_pred: the output.
+    """
+    if not isinstance(loss, keras.losses.Loss):
+        loss = _OfFunction(loss)
+    reduction = loss.reduction
+    loss.reduction = "none"
+    try:
+        return loss(y, y_pred)
+    finally:
+        loss.reduction = reduction
+
+
+class _OfFunction(keras.losses.Loss):
+    """A function as a loss, which makes labels and predictions of one rank and dtype before it calls it."""
+
+    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
+        super().__init__()
+        self._function = function
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return self._function(y_true, y_pred)
+
+
 def num_examples(x: Any) -> tf.Tensor:
     """Return the number of examples in `x`, an int32 scalar: the length of its first tensor."""
     first = next(tensor for tensor in tf.nest.flatten(x) if tensor is not None)

@@ -2,7 +2,7 @@
 
 import enum
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -84,6 +84,15 @@ class Report:
             raise StrategyDefinitionError(f"A report is over 'mean', 'sum' or 'last', not {self.over!r}.")
 
 
+NEEDS = {
+    "classes": "an output trained by one of Keras's cross-entropies",
+    "one-hot labels": "labels of a floating dtype, one-hot rather than class numbers",
+    "images": "an input of shape (batch, height, width, channels)",
+    "outputs": "two outputs or more, each with a loss",
+}
+"""What a strategy may ask of a model and its data, by the word for it in `Declaration.needs`."""
+
+
 @dataclass(frozen=True)
 class Declaration:
     """What a strategy says of itself; the rest of the package reads it and knows no strategy by name."""
@@ -108,6 +117,10 @@ class Declaration:
     state: Callable[[Any], Mapping[str, Slot]] = lambda options: {}
     reports: Callable[[Any], Mapping[str, Report]] = lambda options: {}
     """Numbers it records, by the name a log shows; strategies that report the same thing share a name."""
+    needs: Collection[str] = ()
+    """What it asks of a model and its data, unless its options are neutral: words of `NEEDS`."""
+    example: Mapping[str, Any] = field(default_factory=dict)
+    """Options to show it with, where some have no default."""
     collects_reports: bool = False
     """Whether the numbers all strategies of the model report are to be kept and logged."""
 
@@ -115,8 +128,8 @@ class Declaration:
         """Check what a slip would make silently wrong.
 
         Raises:
-            StrategyDefinitionError: the name cannot be written on a command line, or the stage is none.
-            InvalidOptionsError: the neutral options are not among the options.
+            StrategyDefinitionError: the name cannot be written on a command line, the stage is none, or a need.
+            InvalidOptionsError: the neutral options, or those of the example, are not among the options.
         """
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise StrategyDefinitionError(
@@ -125,9 +138,23 @@ class Declaration:
         if not isinstance(self.stage, Stage):
             stages = ", ".join(stage.name for stage in Stage)
             raise StrategyDefinitionError(f"The stage of {self.name!r} is one of trainstep.Stage: {stages}.")
-        if self.neutral is not None:
-            validated_options(self.name, self.options, self.neutral)
+        for need in self.needs:
+            if need not in NEEDS:
+                raise StrategyDefinitionError(
+                    f"{self.name!r} needs {need!r}, which is no need.{nearest(need, NEEDS)} Needs: {', '.join(NEEDS)}."
+                )
+        required = [key for key, option in self.options.model_fields.items() if option.is_required()]
+        if missing := sorted(set(required) - set(self.example)):
+            raise StrategyDefinitionError(
+                f"The option {missing[0]!r} of {self.name!r} has no default: give one in `example`, to show it with."
+            )
+        for shown in (self.neutral, self.example or None):
+            if shown is not None:
+                validated_options(self.name, self.options, shown)
 
+
+TAGS = ("a number", "a schedule")
+"""How pydantic tells apart what an option may be, see `schedules.scheduled`; no part of the option's name."""
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -151,7 +178,7 @@ def validated_options(name: str, schema: type[Schema], options: Any) -> Schema:
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_url=False):
-            place = ".".join(str(part) for part in problem["loc"])
+            place = ".".join(str(part) for part in problem["loc"] if part not in TAGS)
             if problem["type"] == "extra_forbidden":
                 known = list(schema.model_fields)
                 hint = nearest(place, known)

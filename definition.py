@@ -18,7 +18,9 @@ from trainstep.errors import (
     nearest,
 )
 
-HOOKS = ("transform_batch", "compute_objective", "compute_gradients", "update_weights", "report_metrics")
+HOOKS = (
+    *("transform_batch", "train_batch", "compute_objective", "compute_gradients", "update_weights", "report_metrics"),
+)
 HOST_HOOKS = (
     *("attach_strategies", "detach_strategies", "finish_epoch", "check_progress", "loss_scale", "check_model"),
     "evaluation_weights",
@@ -221,7 +223,7 @@ def _define_model(cls: Any) -> None:
     for strategy in strategies:
         for hook in hooks_used(strategy, cls.strategy_options[strategy.declaration.name]):
             cls.acts_on_updates |= hook == "update_weights"
-            cls.composes_objectives |= hook in ("compute_objective", "compute_gradients")
+            cls.composes_objectives |= hook in ("train_batch", "compute_objective", "compute_gradients")
     cls.collects_reports = any(strategy.declaration.collects_reports for strategy in strategies)
     cls.declared_reports = MappingProxyType(_reports_of(cls, strategies))
 

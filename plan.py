@@ -7,7 +7,7 @@ from typing import Any
 
 from trainstep import registry
 from trainstep.composition import Spec, compose
-from trainstep.declaration import Cost, StrategyOptions
+from trainstep.declaration import NEEDS, Cost, StrategyOptions
 from trainstep.definition import hooks_used
 from trainstep.step import Strategy
 
@@ -84,6 +84,7 @@ _COLUMNS = (("strategy", 22), ("extra passes", 22), ("extra memory", 34), ("batc
 
 _HOOKS = {
     "transform_batch": None,
+    "train_batch": None,
     "compute_objective": "forward pass and `compute_loss` of the model",
     "compute_gradients": "backward pass to the weights",
     "update_weights": "optimizer.apply_gradients",
@@ -142,9 +143,11 @@ class Description:
     """The documentation of its module: formula, cost, source."""
     options: dict[str, Any]
     """JSON schema of its options: types, defaults, bounds and a sentence each."""
-    cost: Cost | None
-    """With default options; None where an option has no default."""
+    cost: Cost
+    """With default options, or those of its example where some have no default."""
     reference: str
+    needs: dict[str, str]
+    """What it asks of a model and its data."""
     conflicts: dict[str, str]
     """What it cannot be combined with, and why."""
     notes: dict[str, str]
@@ -161,15 +164,14 @@ class Description:
             lines.append(f"      {field.get('description', '')}")
         if not self.options.get("properties"):
             lines.append("  none")
-        cost = self.cost
-        if cost is not None:
-            lines += [
-                "",
-                f"Cost: {cost.time:.2f} of a plain step at the limit",
-                f"Memory: {cost.memory}",
-                f"Batch norm: {cost.batch_norm}",
-            ]
+        lines += [
+            "",
+            f"Cost: {self.cost.time:.2f} of a plain step at the limit",
+            f"Memory: {self.cost.memory}",
+            f"Batch norm: {self.cost.batch_norm}",
+        ]
         lines += [f"Source: {self.reference}"]
+        lines += [f"Needs {what}" for what in self.needs.values()]
         lines += [f"Not with {other}: {reason}" for other, reason in self.conflicts.items()]
         lines += [f"With {other}: {note}" for other, note in self.notes.items()]
         return "\n".join(lines)
@@ -180,7 +182,7 @@ _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at mo
 
 def _allowed(field: dict[str, Any]) -> str:
     """Return what the JSON schema of an option allows, in words."""
-    kinds = field.get("anyOf", [field])
+    kinds = field.get("anyOf", field.get("oneOf", [field]))
     choices = [repr(choice) for kind in kinds for choice in kind.get("enum", [])]
     bounds = [f"{word} {kind[key]:g}" for kind in kinds for key, word in _BOUNDS.items() if key in kind]
     return (f"; one of {', '.join(choices)}" if choices else "") + "".join(f"; {bound}" for bound in bounds)
@@ -194,15 +196,15 @@ def describe(name: str, /) -> Description:
     """
     strategy = registry.get(name)
     declaration = strategy.declaration
-    required = any(field.is_required() for field in declaration.options.model_fields.values())
     documentation = sys.modules[strategy.__module__].__doc__ or strategy.__doc__ or declaration.summary
     return Description(
         name=name,
         summary=declaration.summary,
         text=documentation.strip(),
         options=declaration.options.model_json_schema(),
-        cost=None if required else declaration.cost(declaration.options()),
+        cost=declaration.cost(declaration.options(**declaration.example)),
         reference=declaration.reference,
+        needs={need: NEEDS[need] for need in declaration.needs},
         conflicts=dict(declaration.conflicts),
         notes=dict(declaration.notes),
     )

@@ -5,14 +5,15 @@ two, and calls `super()`; composing several is inheriting from all of them, sort
 
     train_step(data)
         batch = transform_batch(x, y, sample_weight)         mixup, adversarial examples
-        compute_gradients(batch)                             SAM
-            compute_objective(batch)                         TRADES, R-Drop: by default the model's own loss
-        sum over replicas                                    gradients are now the same everywhere
-        update_weights(gradients)                            from the outside in, each hands on to the next:
-            gradient_accumulation                            or keeps it, until the window is full
-                mixed_precision                              or skips it, where it is not finite
-                    gradient_clipping
-                        optimizer.apply_gradients
+        train_batch(batch)                                   several updates from one batch
+            compute_gradients(batch)                         SAM
+                compute_objective(batch)                     TRADES, R-Drop: by default the model's own loss
+            sum over replicas                                gradients are now the same everywhere
+            update_weights(gradients)                        from the outside in, each hands on to the next:
+                gradient_accumulation                        or keeps it, until the window is full
+                    mixed_precision                          or skips it, where it is not finite
+                        gradient_clipping
+                            optimizer.apply_gradients
         report_metrics(batch)                                the metrics given to `compile`
 
 Gradients are unscaled, whatever the loss scale, in a list aligned with `model.trainable_variables`;
@@ -102,6 +103,16 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
         """Return the batch to train on in place of `batch`."""
         return batch
 
+    def train_batch(self, batch: Batch) -> Evaluation:
+        """Update the weights from `batch`, and return the evaluation that is reported."""
+        evaluation = self.compute_gradients(batch)
+        if self.trainable_variables:
+            gradients, all_terms = shares_of_gradients(self, batch, evaluation)
+            if type(self).acts_on_updates:
+                gradients = sum_over_replicas(gradients)
+            self.update_weights(Update(gradients, all_terms))
+        return evaluation
+
     def compute_objective(self, batch: Batch) -> Objective:
         """Return the loss to descend and the predictions, from a forward pass in training mode.
 
@@ -186,15 +197,10 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
         batch = self.transform_batch(batch)
         composite = type(self).composes_objectives
         with _seam.recorded_loss(self, batch.x, composite=composite) as record_loss:
-            evaluation = self.compute_gradients(batch)
+            evaluation = self.train_batch(batch)
             record_loss(evaluation.loss)
         if not self.trainable_variables:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
-            return self.report_metrics(batch, evaluation)
-        gradients, all_terms = shares_of_gradients(self, batch, evaluation)
-        if type(self).acts_on_updates:
-            gradients = sum_over_replicas(gradients)
-        self.update_weights(Update(gradients, all_terms))
         return self.report_metrics(batch, evaluation)
 
     @property

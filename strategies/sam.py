@@ -23,17 +23,19 @@ from pydantic import Field
 from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
 from trainstep.errors import ModelConflictError
-from trainstep.gradients import Gradients, dense, differentiate
+from trainstep.gradients import Gradients, dense
 from trainstep.registry import register
 from trainstep.replicas import assign
+from trainstep.schedules import is_always, scheduled, value_at
 from trainstep.step import Batch, Evaluation, Strategy, summed_gradients
+from trainstep.strategies._ascent import along, gradients_after
 
 
 class SamOptions(StrategyOptions):
     """How far the ascent goes, and how often."""
 
-    rho: float = Field(
-        default=0.05, ge=0, allow_inf_nan=False, description="Length of the ascent, in units of the weights; 0: none."
+    rho: scheduled(ge=0) = Field(
+        default=0.05, description="Length of the ascent, in units of the weights, or a schedule of it; 0: none."
     )
     adaptive: bool = Field(default=False, description="Measure the length relative to each weight's size: ASAM.")
     eta: float = Field(
@@ -41,17 +43,22 @@ class SamOptions(StrategyOptions):
     )
     interval: int = Field(default=1, ge=1, le=1_000_000, description="Steps, of which the first ascends.")
 
+    @property
+    def ascends(self) -> bool:
+        """Whether any step does."""
+        return not is_always(self.rho, 0)
 
-def ascent(weights: Sequence[Any], gradients: Gradients, options: SamOptions) -> Gradients:
+
+def ascent(weights: Sequence[Any], gradients: Gradients, rho: float | tf.Tensor, options: SamOptions) -> Gradients:
     """Return what is to be added to each weight; None where it has no gradient."""
-    gradients = [dense(gradient) for gradient in gradients]
     if not options.adaptive:
-        factor = options.rho / (tf.linalg.global_norm(gradients) + 1e-12)
-        return [None if gradient is None else gradient * tf.cast(factor, gradient.dtype) for gradient in gradients]
+        return along(gradients, rho)
     sizes = [tf.abs(tf.convert_to_tensor(weight)) + options.eta for weight in weights]
-    scaled = [None if g is None else g * tf.cast(size, g.dtype) for g, size in zip(gradients, sizes, strict=True)]
-    factor = options.rho / (tf.linalg.global_norm(scaled) + 1e-12)
-    return [None if g is None else g * tf.cast(size * factor, g.dtype) for g, size in zip(scaled, sizes, strict=True)]
+
+    def times_sizes(values: Gradients) -> Gradients:
+        return [None if v is None else dense(v) * tf.cast(size, v.dtype) for v, size in zip(values, sizes, strict=True)]
+
+    return times_sizes(along(times_sizes(gradients), rho))
 
 
 @register
@@ -71,20 +78,20 @@ class Sam(Strategy):
             "gradient_clipping": "what is clipped is the gradient that is descended, never the ascent",
             "micro_batches": "ascends for each part of the batch",
         },
-        passes_through=lambda options: ("compute_gradients",) if options.rho == 0 else (),
+        passes_through=lambda options: () if options.ascends else ("compute_gradients",),
         cost=lambda options: (
             Cost(forward=1, backward=1, time=1 + 1 / options.interval, memory="one copy of the trainable weights")
-            if options.rho
+            if options.ascends
             else Cost()
         ),
-        state=lambda options: {"steps": Slot(dtype="int32")} if options.rho and options.interval > 1 else {},
+        state=lambda options: {"steps": Slot(dtype="int32")} if options.ascends and options.interval > 1 else {},
     )
 
     def check_model(self) -> None:
         super().check_model()
         options = self.strategy_options["sam"]
         replicas = self.distribute_strategy.num_replicas_in_sync
-        if options.rho and options.interval > 1 and replicas > 1:
+        if options.ascends and options.interval > 1 and replicas > 1:
             raise ModelConflictError(
                 f"sam: interval={options.interval} needs one replica, and there are {replicas}: TensorFlow cannot "
                 "sum over replicas in some steps only. Leave interval at 1."
@@ -92,7 +99,7 @@ class Sam(Strategy):
 
     def compute_gradients(self, batch: Batch) -> Evaluation:
         options = self.strategy_options["sam"]
-        if options.rho == 0:
+        if not options.ascends:
             return super().compute_gradients(batch)
         _seam.ensure_built(self, batch.x)  # There are no weights, no random state and no state of ours before.
         if not self.trainable_variables:
@@ -121,20 +128,12 @@ class Sam(Strategy):
         return evaluation._replace(gradients=gradients)
 
     def _gradients_nearby(self, batch: Batch, evaluation: Evaluation, random_state: Any) -> Gradients:
-        """Return the gradients at the end of the ascent, and leave the weights where they were."""
-        weights, objective = self.trainable_variables, super().compute_objective
+        options, objective = self.strategy_options["sam"], super().compute_objective
         everywhere = summed_gradients(self, batch, evaluation)
-        steps = ascent(weights, everywhere, self.strategy_options["sam"])
-        before = [(weight, tf.identity(weight)) for weight in weights]
-        assign(
-            [(w, at + tf.cast(step, at.dtype)) for (w, at), step in zip(before, steps, strict=True) if step is not None]
-        )
+        rho = value_at(options.rho, self.optimizer.iterations)
+        steps = ascent(self.trainable_variables, everywhere, rho, options)
 
         def loss_nearby() -> tf.Tensor:
             return objective(batch).loss
 
-        with tf.GradientTape() as tape:
-            loss = _seam.without_trace(self, loss_nearby, training=True, random_state=random_state)
-        gradients = differentiate(self, tape, loss, weights)
-        assign(before)
-        return gradients
+        return gradients_after(self, steps, loss_nearby, random_state)

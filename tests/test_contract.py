@@ -5,6 +5,9 @@ import inspect
 import json
 import math
 import pickle
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,6 +24,8 @@ from catalogue import (
     constraints,
     declaration,
     schema,
+    spec_of,
+    task_of,
     variant_id,
 )
 from hypothesis import assume, given, settings
@@ -29,23 +34,27 @@ from nets import (
     BATCH,
     EXAMPLES,
     KINDS,
+    NUMBERS,
     AddsLoss,
     Subclassed,
+    Task,
     WithoutTrainingArgument,
     Workload,
     X,
     Y,
-    classes,
     dense,
     functional,
+    kinds,
     masked,
+    outputs,
     sgd,
     tokens,
+    workload_for,
 )
 from runs import Run, assert_same, differs, fitted, is_finite, known, optimizer_variables, prepared, run
 
 import trainstep
-from trainstep import errors
+from trainstep import definition, errors
 from trainstep.step import Strategy
 
 pytestmark = pytest.mark.filterwarnings(
@@ -57,24 +66,37 @@ QUESTIONS = {"loss_scale"}  # Who answers one need not ask what is inside of it.
 HOOKS = [name for name, value in vars(Strategy).items() if inspect.isfunction(value) and not name.startswith("_")]
 
 
-def everything() -> Workload:
+def everything(task: Task = NUMBERS) -> Workload:
     """Dropout, batch norm, a regularizer, a short last batch."""
-    return KINDS["functional"]
+    return workload_for(functional, task)
 
 
-def with_a_bad_batch() -> Workload:
-    y = Y.copy()
-    y[1] = np.nan
-    return Workload(dense, X, y)
+def with_a_bad_batch(task: Task = NUMBERS) -> Workload:
+    x = task.x.copy()
+    x[1] = np.nan
+    return Workload(partial(dense, task), x, task.y, lambda: {"optimizer": sgd(), "loss": task.loss})
 
 
-def subclassed() -> Workload:
-    return KINDS["without training argument"]
+def subclassed(task: Task = NUMBERS) -> Workload:
+    return workload_for(WithoutTrainingArgument, task)
 
 
-def simple() -> Workload:
+def simple(task: Task = NUMBERS) -> Workload:
     """Nothing random, nothing that mixes examples."""
-    return Workload(dense, X, Y)
+    return workload_for(dense, task)
+
+
+def simple_for(name: str, **arguments) -> Workload:
+    return workload_for(dense, task_of(name), **arguments)
+
+
+def batches_of(workload: Workload, start: int = 0, stop: int = EXAMPLES, step: int = BATCH) -> list[tuple]:
+    """Return the batches of `workload` that begin at these examples."""
+
+    def part(values, first):
+        return tf.nest.map_structure(lambda value: value[first : first + BATCH], values)
+
+    return [(part(workload.x, first), part(workload.y, first)) for first in range(start, stop, step)]
 
 
 # --- 1 and 2: neutral options are plain Keras, bit for bit ------------------------------------------------------------
@@ -85,14 +107,14 @@ class OwnLoss(Subclassed):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, **kwargs):
         loss = super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, **kwargs)
-        return loss + 0.1 * tf.reduce_mean(tf.abs(y_pred))
+        return loss + 0.1 * tf.reduce_mean(tf.abs(tf.nest.flatten(y_pred)[0]))
 
 
 class OwnMetrics(Subclassed):
     """A user's model with a metric it updates itself."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, task=NUMBERS):
+        super().__init__(task)
         self.largest = keras.metrics.Mean(name="largest")
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
@@ -112,18 +134,10 @@ class OnlyOwnLoss(keras.Model):
         return self.penalty(self.out(x))
 
 
-def frozen() -> keras.Model:
-    model = functional()
+def frozen(task: Task = NUMBERS) -> keras.Model:
+    model = functional(task)
     model.get_layer("hidden").trainable = False
     return model
-
-
-def classifier() -> keras.Model:
-    return functional("softmax", 3)
-
-
-def classify() -> dict:
-    return {"optimizer": sgd(), "loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]}
 
 
 def with_metrics() -> dict:
@@ -135,15 +149,17 @@ def with_metrics() -> dict:
     }
 
 
-def label_tokens() -> dict:
-    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    return {"optimizer": sgd(), "loss": cross_entropy, "metrics": ["accuracy"]}
-
-
-def compiled(**arguments):
-    """Return a function that gives the arguments of `compile`; a callable optimizer is made anew each time."""
-    optimizer = arguments.pop("optimizer", sgd)
-    return lambda: {"optimizer": optimizer(), "loss": "mse", **arguments}
+def label_tokens(task: Task = NUMBERS) -> Workload:
+    """Return labels of tokens in padded sequences."""
+    losses = keras.losses
+    cross_entropy = losses.CategoricalCrossentropy if task.classes else losses.SparseCategoricalCrossentropy
+    labels = np.eye(3, dtype="float32")[TOKENS % 3] if task.classes else TOKENS % 3
+    return Workload(
+        masked,
+        TOKENS,
+        labels,
+        lambda: {"optimizer": sgd(), "loss": cross_entropy(from_logits=True), "metrics": ["accuracy"]},
+    )
 
 
 def scheduled() -> keras.optimizers.Optimizer:
@@ -158,29 +174,42 @@ WEIGHTS = np.linspace(0, 2, EXAMPLES).astype("float32")
 TOKENS = tokens(EXAMPLES)
 RATES = [0.2, 0.02]
 
-SITUATIONS = KINDS | {
+
+def situations(task: Task = NUMBERS) -> dict[str, Workload]:
+    """Return what a strategy that trains for `task` is seen in, by name."""
+    found = {
+        "a compute_loss of the user": workload_for(OwnLoss, task),
+        "steps_per_execution": workload_for(functional, task, steps_per_execution=2),
+        "a frozen layer": workload_for(frozen, task),
+        "a schedule, and Adam": workload_for(functional, task, optimizer=scheduled),
+    }
+    if not task.outputs:
+        found["class_weight"] = workload_for(
+            functional, replace(task, classes=True), {"class_weight": {0: 1.0, 1: 3.0, 2: 0.5}}, metrics=["accuracy"]
+        )
+    if not task.outputs and not task.images:
+        found["a mask"] = label_tokens(task)
+    if task == NUMBERS:
+        unlabelled = tf.data.Dataset.from_tensor_slices(X).batch(BATCH)
+        found["a model without labels"] = Workload(OnlyOwnLoss, unlabelled, None, lambda: {"optimizer": sgd()})
+    return found
+
+
+SITUATIONS = situations() | {
     "sample_weight": Workload(functional, X, Y, with_metrics, {"sample_weight": WEIGHTS}),
-    "class_weight": Workload(classifier, X, classes(EXAMPLES), classify, {"class_weight": {0: 1.0, 1: 3.0, 2: 0.5}}),
-    "a mask": Workload(masked, TOKENS, TOKENS % 3, label_tokens),
-    "steps_per_execution": Workload(functional, X, Y, compiled(steps_per_execution=2)),
-    "jit_compile": Workload(dense, X[:20], Y[:20], compiled(jit_compile=True)),
-    "run_eagerly": Workload(functional, X, Y, compiled(run_eagerly=True)),
+    "jit_compile": replace(workload_for(dense, jit_compile=True), x=X[:20], y=Y[:20]),
+    "run_eagerly": workload_for(functional, run_eagerly=True),
     "tf.data": Workload(functional, dataset(), None, with_metrics),
-    "a frozen layer": Workload(frozen, X, Y),
-    "a compute_loss of the user": Workload(OwnLoss, X, Y),
-    "metrics of the user": Workload(OwnMetrics, X, Y),
-    "a model without labels": Workload(OnlyOwnLoss, tf.data.Dataset.from_tensor_slices(X).batch(BATCH), None,
-                                       lambda: {"optimizer": sgd()}),
-    "a schedule, and Adam": Workload(functional, X, Y, compiled(optimizer=scheduled)),
-    "weight decay and an average": Workload(
-        functional, X, Y, compiled(optimizer=lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1, use_ema=True))
+    "metrics of the user": workload_for(OwnMetrics),
+    "weight decay and an average": workload_for(
+        functional, optimizer=lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1, use_ema=True)
     ),
     "validation": Workload(functional, X, Y, with_metrics, {"validation_split": 0.3}),
-    "shuffling": Workload(functional, X, Y, fit={"shuffle": True}),
-    "a callback that sets the learning rate": Workload(
-        functional, X, Y, fit={"callbacks": keras.callbacks.LearningRateScheduler(lambda epoch: RATES[epoch])}
+    "shuffling": workload_for(functional, fit={"shuffle": True}),
+    "a callback that sets the learning rate": workload_for(
+        functional, fit={"callbacks": keras.callbacks.LearningRateScheduler(lambda epoch: RATES[epoch])}
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +219,7 @@ def plain():
 
     def of(situation: str) -> Run:
         if situation not in made:
-            made[situation] = run(SITUATIONS[situation])
+            made[situation] = run((KINDS | SITUATIONS)[situation])
         return made[situation]
 
     return of
@@ -198,7 +227,12 @@ def plain():
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [(kind, name) for kind in KINDS for name in NEUTRAL if kind == "functional" or name in EVALUATING],
+    [
+        (kind, name)
+        for kind in KINDS
+        for name in NEUTRAL
+        if kind == "functional" or name in [*EVALUATING, *DEFAULT_IS_NEUTRAL]
+    ],
 )
 def test_neutral_options_are_plain_keras_bit_for_bit(kind, name, plain):
     assert_same(run(KINDS[kind], name, dict(declaration(name).neutral)), plain(kind))
@@ -208,7 +242,7 @@ ALL_NEUTRAL = [name for name in NEUTRAL if name in TOGETHER]
 
 
 @pytest.mark.parametrize("names", [DEFAULT_IS_NEUTRAL, ALL_NEUTRAL], ids=["the control", "all at once"])
-@pytest.mark.parametrize("situation", [situation for situation in SITUATIONS if situation not in KINDS])
+@pytest.mark.parametrize("situation", SITUATIONS)
 def test_neutral_options_are_plain_keras_bit_for_bit_in_every_situation(situation, names, plain):
     spec = {name: dict(declaration(name).neutral) for name in names}
     assert_same(run(SITUATIONS[situation], spec), plain(situation))
@@ -222,8 +256,8 @@ def test_the_control_has_no_options_and_is_plain_keras():
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_neutral_options_are_plain_keras_in_train_on_batch(name):
     def losses(spec, options):
-        model = prepared(KINDS["functional"], spec, options)
-        values = [model.train_on_batch(X[i : i + BATCH], Y[i : i + BATCH]) for i in range(0, EXAMPLES, BATCH)]
+        model = prepared(everything(), spec, options)
+        values = [model.train_on_batch(*batch) for batch in batches_of(everything())]
         return [np.array(value).tolist() for value in values], [variable.numpy() for variable in model.variables]
 
     (losses_here, variables), (expected_losses, expected) = (
@@ -245,13 +279,13 @@ def test_who_has_no_neutral_options_says_why(name):
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in DEFAULT_IS_NEUTRAL])
 def test_default_options_differ_from_plain_keras(name):
     """In how they train, in what a bad batch does to them, in what is logged, or in what they are judged by."""
-    model = prepared(simple(), name)
-    fitted(model, simple())
+    model = prepared(simple_for(name), name)
+    fitted(model, simple_for(name))
     with model.evaluation_weights():
         judged_by = model.get_weights()
     if any(not np.array_equal(a, b) for a, b in zip(model.get_weights(), judged_by, strict=True)):
         return
-    pairs = [(known(workload, name), known(workload)) for workload in (everything, with_a_bad_batch)]
+    pairs = [(known(workload, name), known(workload, like=name)) for workload in (everything, with_a_bad_batch)]
     assert any(differs(ours, plain) or ours.history.keys() != plain.history.keys() for ours, plain in pairs)
 
 
@@ -279,7 +313,7 @@ def test_neutral_options_survive_json(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_options_are_immutable_and_strictly_typed(name):
-    made = declaration(name).options()
+    made = declaration(name).options(**declaration(name).example)
     for option, field in schema(name).get("properties", {}).items():
         with pytest.raises(ValueError, match="frozen"):
             setattr(made, option, getattr(made, option))
@@ -393,7 +427,7 @@ def test_each_hook_reaches_what_is_inside_of_it(name, options):
 
         return call
 
-    step_hooks = ["transform_batch", "compute_objective", "compute_gradients", "update_weights", "report_metrics"]
+    step_hooks = list(definition.HOOKS)
     inside = trainstep.Declaration("zzz_inside_of_all", trainstep.Stage.REPORT, "", "", neutral={})
     Inside = type(Strategy)("Inside", (Strategy,), {"declaration": inside, **{hook: spy(hook) for hook in step_hooks}})  # noqa: N806
     base = trainstep.get(name)
@@ -401,9 +435,10 @@ def test_each_hook_reaches_what_is_inside_of_it(name, options):
     class Net(base, Inside, Subclassed):
         strategy_options = {name: options}  # noqa: RUF012
 
-    model = Net()
-    model.compile(sgd(), "mse")
-    model.train_on_batch(X[:BATCH], Y[:BATCH])
+    task = task_of(name)
+    model = Net(task)
+    model.compile(sgd(), task.loss)
+    model.train_on_batch(*batches_of(everything(task))[0])
     assert seen == set(step_hooks)
 
 
@@ -412,10 +447,11 @@ def test_each_hook_reaches_what_is_inside_of_it(name, options):
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
 def test_weights_statistics_and_predictions_are_float32(name, options):
-    model = prepared(KINDS["functional"], name, options)
-    result = fitted(model, KINDS["functional"], epochs=1)
+    workload = everything(task_of(name))
+    model = prepared(workload, name, options)
+    result = fitted(model, workload, epochs=1)
     assert {value.dtype for value in result.variables if value.dtype.kind == "f"} == {np.dtype("float32")}
-    assert model.predict(X, verbose=0).dtype == np.float32
+    assert all(values.dtype == np.float32 for values in tf.nest.flatten(model.predict(workload.x, verbose=0)))
     assert is_finite(result)
 
 
@@ -423,29 +459,31 @@ def test_weights_statistics_and_predictions_are_float32(name, options):
 def test_the_second_epoch_traces_nothing(name):
     traces = []
 
-    def loss(y, y_pred):
-        traces.append(1)
-        return tf.reduce_mean(tf.square(tf.cast(y, y_pred.dtype) - y_pred), axis=-1)
+    class Traced(Subclassed):
+        def call(self, x, training=None):
+            traces.append(1)
+            return super().call(x, training=training)
 
-    model = prepared(KINDS["functional"], name, loss=loss)
-    fitted(model, KINDS["functional"], epochs=1)
+    once = workload_for(Traced, task_of(name))
+    model = prepared(once, name)
+    fitted(model, once, epochs=1)
     first = len(traces)
-    fitted(model, KINDS["functional"], epochs=3)
+    fitted(model, once, epochs=3)
     assert len(traces) == first > 0
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
 def test_eager_equals_graph(name, options, assert_close):
-    model = prepared(simple(), name, options, run_eagerly=True)
-    assert_close(list(fitted(model, simple())), list(known(simple, name, options)), coarsest_dtype(model))
+    model = prepared(simple_for(name), name, options, run_eagerly=True)
+    assert_close(list(fitted(model, simple_for(name))), list(known(simple, name, options)), coarsest_dtype(model))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_eager_equals_graph_in_train_on_batch(name, assert_close):
-    eager, graph = prepared(simple(), name, run_eagerly=True), prepared(simple(), name)
+    eager, graph = prepared(simple_for(name), name, run_eagerly=True), prepared(simple_for(name), name)
     for model in (eager, graph):
         for _ in range(4):
-            model.train_on_batch(X[:BATCH], Y[:BATCH])
+            model.train_on_batch(*batches_of(simple_for(name))[0])
     assert_close(eager.get_weights(), graph.get_weights(), coarsest_dtype(graph))
 
 
@@ -453,11 +491,11 @@ def test_eager_equals_graph_in_train_on_batch(name, assert_close):
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
 def test_xla_agrees(name, options, assert_close):
     """Under XLA the step runs and agrees; where it draws random numbers they are others, the same at every run."""
-    model = prepared(simple(), name, options, jit_compile=True)
-    compiled, graph = fitted(model, simple()), known(simple, name, options)
+    model = prepared(simple_for(name), name, options, jit_compile=True)
+    compiled, graph = fitted(model, simple_for(name)), known(simple, name, options)
     if "seed" in schema(name).get("properties", {}) and differs(known(simple, name, {**options, "seed": 1}), graph):
-        assert_same(run(simple(), name, options, jit_compile=True), compiled)
-        assert differs(compiled, known(simple))
+        assert_same(run(simple_for(name), name, options, jit_compile=True), compiled)
+        assert differs(compiled, known(simple, like=name))
     else:
         assert_close(list(compiled), list(graph), coarsest_dtype(model))
 
@@ -465,8 +503,8 @@ def test_xla_agrees(name, options, assert_close):
 @pytest.mark.shows("steps_per_execution")
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
 def test_several_steps_per_execution_are_the_same_steps(name, options, assert_close):
-    model = prepared(simple(), name, options, steps_per_execution=2)
-    assert_close(list(fitted(model, simple())), list(known(simple, name, options)), coarsest_dtype(model))
+    model = prepared(simple_for(name), name, options, steps_per_execution=2)
+    assert_close(list(fitted(model, simple_for(name))), list(known(simple, name, options)), coarsest_dtype(model))
 
 
 @pytest.mark.shows("a bad batch")
@@ -474,12 +512,13 @@ def test_several_steps_per_execution_are_the_same_steps(name, options, assert_cl
 def test_a_bad_batch_costs_one_update_and_no_more(name, options):
     """Beside `skip_nonfinite`, which is there for that; `action="raise"` is there to stop."""
     spec = {"skip_nonfinite": {}} | {name: options}
-    good, bad = prepared(simple(), spec), prepared(with_a_bad_batch(), spec)
+    workloads = simple_for(name), with_a_bad_batch(task_of(name))
+    good, bad = (prepared(workload, spec) for workload in workloads)
     if options == {"action": "raise"}:
         with pytest.raises(errors.NonFiniteGradientError):
-            fitted(bad, with_a_bad_batch(), epochs=1)
+            fitted(bad, workloads[1], epochs=1)
         return
-    for model, workload in ((good, simple()), (bad, with_a_bad_batch())):
+    for model, workload in zip((good, bad), workloads, strict=True):
         model.fit(workload.x, workload.y, batch_size=BATCH, shuffle=False, verbose=0)
     assert int(bad.optimizer.iterations.numpy()) == int(good.optimizer.iterations.numpy()) - 1
     assert all(np.isfinite(variable.numpy()).all() for variable in bad.variables)
@@ -490,23 +529,33 @@ def test_a_bad_batch_costs_one_update_and_no_more(name, options):
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [(kind, name) for kind in KINDS for name in (NAMES if kind == "dicts of inputs and outputs" else EVALUATING)],
+    [
+        (kind, name)
+        for kind in KINDS
+        for name in (NAMES if kind == "dicts of inputs and outputs" else EVALUATING)
+        if kind in kinds(task_of(name))
+    ],
 )
 def test_every_kind_of_model_trains(kind, name):
-    result = run(KINDS[kind], name)
+    result = run(kinds(task_of(name))[kind], name)
     assert is_finite(result)
     assert result.history["loss"][0] != result.history["loss"][1]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_seed_gives_the_same_weights(name):
-    assert_same(run(everything(), name), known(everything, name))
+    assert_same(run(everything(task_of(name)), name), known(everything, name))
+
+
+def weights_of(name: str, weights: np.ndarray) -> Any:
+    """Return `weights` for each output of the task of `name`."""
+    return tf.nest.map_structure(lambda labels: weights, task_of(name).y)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sample_weights_matter_and_ones_do_not(name):
     def weighted(weights):
-        return run(Workload(functional, X, Y, fit={"sample_weight": weights}), name)
+        return run(workload_for(functional, task_of(name), fit={"sample_weight": weights_of(name, weights)}), name)
 
     without = known(everything, name)
     assert differs(weighted(WEIGHTS), without)
@@ -518,22 +567,27 @@ def test_an_example_of_weight_zero_counts_for_nothing(name):
     """Where batch norm does not mix examples, what a weightless example holds changes no weight."""
     weights = np.ones(EXAMPLES, "float32")
     weights[::3] = 0
-    other = Y.copy()
-    other[::3] = 1000
-    one = run(Workload(dense, X, Y, fit={"sample_weight": weights}), name)
-    two = run(Workload(dense, X, other, fit={"sample_weight": weights}), name)
-    assert_same(one, two)
+    one = simple_for(name, fit={"sample_weight": weights_of(name, weights)})
+
+    def changed(labels):
+        other = labels.copy()
+        other[::3] = np.roll(labels[::3], 1, axis=-1) if labels.shape[-1] > 1 else 1000
+        return other
+
+    assert_same(run(one, name), run(replace(one, y=tf.nest.map_structure(changed, one.y)), name))
 
 
 @pytest.mark.parametrize(
     ("situation", "name"),
-    [(situation, name) for situation in ("class_weight", "a mask", "a compute_loss of the user",
-                                         "a model without labels") for name in EVALUATING]
-    + [(situation, name) for situation in ("steps_per_execution", "a frozen layer", "a schedule, and Adam")
-       for name in NAMES],
-)  # fmt: skip
+    [
+        (situation, name)
+        for name in NAMES
+        for situation in situations(task_of(name))
+        if name in EVALUATING or situation in ("steps_per_execution", "a frozen layer", "a schedule, and Adam")
+    ],
+)
 def test_default_options_train_finite_in_every_situation(situation, name):
-    workload = SITUATIONS[situation]
+    workload = situations(task_of(name))[situation]
     try:
         result = run(workload, name)
     except errors.UnsupportedInputError:
@@ -550,8 +604,8 @@ def test_default_options_train_finite_in_every_situation(situation, name):
 class Unused(Subclassed):
     """Has a layer with trainable weights the output does not depend on."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, task=NUMBERS):
+        super().__init__(task)
         self.unused = keras.layers.Dense(2)
 
     def call(self, x, training=None):
@@ -564,29 +618,37 @@ class Unused(Subclassed):
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_a_weight_without_a_gradient_stays_and_the_others_learn(name):
-    model = prepared(Workload(Unused, X, Y), name)
-    model.predict(X[:1], verbose=0)
+    partly = workload_for(Unused, task_of(name))
+    model = prepared(partly, name)
+    model.predict(partly.x[:1], verbose=0)
     before = [w.copy() for w in model.unused.get_weights()]
-    hidden = model.hidden.get_weights()[0].copy()
-    result = fitted(model, Workload(Unused, X, Y))
+    used = model.first[0].get_weights()[0].copy()
+    result = fitted(model, partly)
     tf.nest.map_structure(np.testing.assert_array_equal, model.unused.get_weights(), before)
-    assert not np.array_equal(model.hidden.get_weights()[0], hidden)
+    assert not np.array_equal(model.first[0].get_weights()[0], used)
     assert is_finite(result)
 
 
-def embedded() -> keras.Model:
-    ids, values = keras.Input((3,), dtype="int32", name="ids"), keras.Input((6,), name="values")
-    h = keras.layers.Flatten()(keras.layers.Embedding(7, 2, name="table")(ids))
-    h = keras.layers.Concatenate()([h, keras.layers.Dense(2)(values)])
-    return keras.Model({"ids": ids, "values": values}, keras.layers.Dense(1)(h))
+def embedded(task: Task = NUMBERS) -> keras.Model:
+    ids, values = keras.Input((3,), dtype="int32", name="ids"), keras.Input(task.shape, name="values")
+    h = values
+    for layer in task.first_layers():
+        h = layer(h)
+    table = keras.layers.Flatten()(keras.layers.Embedding(7, 2, name="table")(ids))
+    h = keras.layers.Concatenate()([table, h])
+    return keras.Model({"ids": ids, "values": values}, outputs(task.last_layers(), h))
+
+
+def with_tokens(tokens: np.ndarray, task: Task = NUMBERS) -> Workload:
+    return replace(workload_for(embedded, task), x={"ids": tokens, "values": task.x})
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_sparse_gradient_of_an_embedding_is_used(name):
-    workload = Workload(embedded, {"ids": tokens(EXAMPLES, 3), "values": X}, Y)
-    model = prepared(workload, name)
+    sparse = with_tokens(tokens(EXAMPLES, 3), task_of(name))
+    model = prepared(sparse, name)
     before = model.get_layer("table").get_weights()[0]
-    assert is_finite(fitted(model, workload))
+    assert is_finite(fitted(model, sparse))
     after = model.get_layer("table").get_weights()[0]
     assert not np.array_equal(after[1], before[1])
 
@@ -594,19 +656,18 @@ def test_the_sparse_gradient_of_an_embedding_is_used(name):
 def test_the_sparse_gradient_of_an_embedding_may_repeat_rows():
     """Token 3 twice in a batch: its row moves by the sum, whatever the strategy makes of the gradient."""
     for name in NEUTRAL:
-        workload = Workload(embedded, {"ids": np.full((EXAMPLES, 3), 3), "values": X}, Y)
-        assert_same(run(workload, name, dict(declaration(name).neutral)), run(workload))
+        repeated = with_tokens(np.full((EXAMPLES, 3), 3))
+        assert_same(run(repeated, name, dict(declaration(name).neutral)), run(repeated))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_without_trainable_weights_only_reports(name):
-    workload = Workload(dense, X, Y)
-    model = prepared(workload, name)
+    model = prepared(simple_for(name), name)
     model.trainable = False
-    model.compile(sgd(), "mse")
+    model.compile(**simple_for(name).compile())
     before = model.get_weights()
     with pytest.warns(UserWarning, match="does not have any trainable weights"):
-        result = fitted(model, workload)
+        result = fitted(model, simple_for(name))
     tf.nest.map_structure(np.testing.assert_array_equal, model.get_weights(), before)
     assert result.history["loss"][0] > 0
 
@@ -628,18 +689,19 @@ def seen_from_outside(model: keras.Model) -> tuple:
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
 def test_apply_changes_nothing_that_is_seen_from_outside_and_remove_gives_it_all_back(name, options):
-    model = functional()
+    workload = everything(task_of(name))
+    model = workload.build()
     plain_class, outside = type(model), seen_from_outside(model)
     weights, policies = model.get_weights(), [layer.dtype_policy for layer in model.layers]
-    model.compile(sgd(), "mse")
+    model.compile(**workload.compile())
     assert trainstep.apply(model, name, **options) is model
     assert isinstance(model, plain_class)
     assert isinstance(model, trainstep.get(name))
     assert list(trainstep.applied(model)) == [name]
     assert seen_from_outside(model) == outside
     tf.nest.map_structure(np.testing.assert_array_equal, model.get_weights(), weights)
-    model.compile(sgd(), "mse")
-    model.fit(X, Y, batch_size=BATCH, verbose=0)
+    model.compile(**workload.compile())
+    fitted(model, workload, epochs=1)
     assert seen_from_outside(model)[1:] == outside[1:]
     trained = model.get_weights()
     assert trainstep.remove(model) is model
@@ -651,36 +713,38 @@ def test_apply_changes_nothing_that_is_seen_from_outside_and_remove_gives_it_all
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_removed_from_trains_on_as_plain_keras(name):
-    model, twin = prepared(simple(), name), prepared(simple())
-    fitted(model, simple(), epochs=1)
+    workload = simple_for(name)
+    model, twin = prepared(workload, name), prepared(workload)
+    fitted(model, workload, epochs=1)
     trainstep.remove(model)
     twin.set_weights(model.get_weights())
-    model.compile(**simple().compile())
-    assert_same(fitted(model, simple()), fitted(twin, simple()))
+    model.compile(**workload.compile())
+    assert_same(fitted(model, workload), fitted(twin, workload))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_apply_after_compile_is_apply_before(name):
-    model = prepared(simple())
-    trainstep.apply(model, name)
-    assert_same(fitted(model, simple()), known(simple, name))
+    model = prepared(simple_for(name))
+    trainstep.apply(model, spec_of(name))
+    assert_same(fitted(model, simple_for(name)), known(simple, name))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_recompiling_starts_anew(name):
     """The same weights and a new optimizer train as they did before, whatever state the first training left."""
-    model = prepared(simple(), name)
+    workload = simple_for(name)
+    model = prepared(workload, name)
     start = model.get_weights()
-    fitted(model, simple(), epochs=1)
+    fitted(model, workload, epochs=1)
     model.set_weights(start)
-    model.compile(**simple().compile())
-    assert_same(fitted(model, simple()), known(simple, name))
+    model.compile(**workload.compile())
+    assert_same(fitted(model, workload), known(simple, name))
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
 def test_fitting_twice_for_an_epoch_is_fitting_for_two(name, options):
-    model = prepared(simple(), name, options)
-    first, second = fitted(model, simple(), epochs=1), fitted(model, simple(), epochs=1)
+    model = prepared(simple_for(name), name, options)
+    first, second = (fitted(model, simple_for(name), epochs=1) for _ in range(2))
     history = {key: first.history[key] + second.history[key] for key in first.history}
     assert_same(Run(second.variables, second.optimizer, history, second.state), known(simple, name, options))
 
@@ -688,35 +752,36 @@ def test_fitting_twice_for_an_epoch_is_fitting_for_two(name, options):
 @pytest.mark.parametrize("made_by", ["model_class", "inheriting from it", "hand"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_base_class_and_a_mixin_by_hand_are_apply(name, made_by):
+    spec = spec_of(name)
     if made_by == "model_class":
-        made = trainstep.model_class(WithoutTrainingArgument, name)
+        made = trainstep.model_class(WithoutTrainingArgument, spec)
     elif made_by == "hand":
-        made = type("ByHand", (trainstep.get(name), WithoutTrainingArgument), {"strategy_options": {name: {}}})
+        made = type("ByHand", (trainstep.get(name), WithoutTrainingArgument), {"strategy_options": spec})
     else:
-        made = type("ByBase", (trainstep.model_class(WithoutTrainingArgument, name),), {})
-    assert_same(run(Workload(made, X, Y)), known(subclassed, name))
+        made = type("ByBase", (trainstep.model_class(WithoutTrainingArgument, spec),), {})
+    assert_same(run(workload_for(made, task_of(name))), known(subclassed, name))
 
 
-def test_model_class_of_keras_model_makes_functional_models():
-    for name in NAMES:
-        x = keras.Input((6,))
-        model = trainstep.model_class(keras.Model, name)(x, keras.layers.Dense(1)(x))
-        model.compile(sgd(), "mse")
-        assert np.isfinite(model.fit(X, Y, batch_size=BATCH, verbose=0).history["loss"]).all()
-        assert list(trainstep.applied(model)) == [name]
+def functional_of(name: str, task: Task) -> keras.Model:
+    x = h = keras.Input(task.shape)
+    for layer in task.first_layers():
+        h = layer(h)
+    return trainstep.model_class(keras.Model, spec_of(name))(x, outputs(task.last_layers(), h))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_model_class_of_keras_model_makes_functional_models(name):
+    made = workload_for(partial(functional_of, name), task_of(name))
+    assert is_finite(run(made, fit={"epochs": 1}))
+    assert list(trainstep.applied(made.build())) == [name]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("name", NAMES)
-def test_a_base_class_stays_one_whenever_a_functional_model_is_made_of_it(name, when):
+def test_a_base_class_stays_one_whenever_a_functional_model_is_made_of_it(when):
     """Keras exchanges the bases of a class that is called with inputs and outputs, for good."""
-
-    def make_functional() -> None:
-        x = keras.Input((6,))
-        trainstep.model_class(keras.Model, name)(x, keras.layers.Dense(1)(x))
-
+    name = "gradient_clipping"
     if when == "before":
-        make_functional()
+        functional_of(name, NUMBERS)
 
     class Net(trainstep.model_class(keras.Model, name)):
         def __init__(self):
@@ -727,7 +792,7 @@ def test_a_base_class_stays_one_whenever_a_functional_model_is_made_of_it(name, 
             return self.out(x)
 
     if when == "after":
-        make_functional()
+        functional_of(name, NUMBERS)
     assert is_finite(run(Workload(Net, X, Y), fit={"epochs": 1}))
 
 
@@ -735,11 +800,19 @@ def test_a_base_class_stays_one_whenever_a_functional_model_is_made_of_it(name, 
 class CompilesItself(WithoutTrainingArgument):
     """Has an optimizer and a loss of its own."""
 
+    def __init__(self, task=NUMBERS):
+        super().__init__(task)
+        self.task = task
+
     def get_config(self):
-        return {}
+        return {"task": asdict(self.task)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(Task(**config["task"]))
 
     def compile(self, rate):
-        super().compile(optimizer=sgd(rate), loss="mse")
+        super().compile(optimizer=sgd(rate), loss=self.task.loss)
         self.rate = rate
 
     def get_compile_config(self):
@@ -751,33 +824,37 @@ class CompilesItself(WithoutTrainingArgument):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_that_compiles_itself_is_loaded_compiled_by_itself(name, tmp_path):
-    model = trainstep.apply(CompilesItself(), name)
+    task = task_of(name)
+    model = trainstep.apply(CompilesItself(task), spec_of(name))
     model.compile(0.05)
-    model.fit(X, Y, verbose=0)
+    model.fit(task.x, task.y, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.rate == 0.05
-    assert np.isfinite(loaded.fit(X, Y, verbose=0).history["loss"]).all()
+    assert np.isfinite(loaded.fit(task.x, task.y, verbose=0).history["loss"]).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluate_and_predict_are_those_of_keras(name, assert_close):
-    model = prepared(KINDS["functional"], name)
-    mine = model.evaluate(X, Y, verbose=0), model.predict(X, verbose=0)
+    workload = everything(task_of(name))
+    x, y = workload.x, workload.y
+    model = prepared(workload, name)
+    mine = [model.evaluate(x, y, verbose=0), model.predict(x, verbose=0)]
     dtype = coarsest_dtype(model)
     trainstep.remove(model)
-    model.compile(sgd(), "mse")
-    assert_close(list(mine), [model.evaluate(X, Y, verbose=0), model.predict(X, verbose=0)], dtype)
+    model.compile(**workload.compile())
+    assert_close(mine, [model.evaluate(x, y, verbose=0), model.predict(x, verbose=0)], dtype)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_state_is_in_the_optimizer_and_not_in_the_weights(name):
-    plain_model, model = prepared(KINDS["functional"]), prepared(KINDS["functional"], name)
-    fitted(plain_model, KINDS["functional"], epochs=1)
-    fitted(model, KINDS["functional"], epochs=1)
+    workload = everything(task_of(name))
+    plain_model, model = prepared(workload), prepared(workload, name)
+    fitted(plain_model, workload, epochs=1)
+    fitted(model, workload, epochs=1)
     assert len(model.weights) == len(plain_model.weights)
     assert len(model.variables) == len(plain_model.variables)
-    options = declaration(name).options()
+    options = declaration(name).options(**declaration(name).example)
     slots = declaration(name).state(options)
     count = sum(len(model.trainable_variables) if slot.per_weight else 1 for slot in slots.values())
     assert len(optimizer_variables(model.optimizer)) == len(optimizer_variables(plain_model.optimizer)) + count
@@ -787,25 +864,27 @@ def test_state_is_in_the_optimizer_and_not_in_the_weights(name):
 def test_a_layer_may_be_frozen_between_fits_and_the_optimizer_stay(name, options):
     """The optimizer's slots and the strategy's state belong to weights, not to their places in a list."""
     optimizer = keras.optimizers.Adam(0.01)
-    model = prepared(simple(), name, options, optimizer=optimizer)
-    fitted(model, simple(), epochs=1)
-    model.layers[0].trainable = False
-    frozen_weights = model.layers[0].get_weights()
+    workload = simple_for(name)
+    model = prepared(workload, name, options, optimizer=optimizer)
+    fitted(model, workload, epochs=1)
+    first = next(layer for layer in model.layers if layer.trainable_variables)
+    first.trainable = False
+    frozen_weights = first.get_weights()
     others = model.layers[-1].get_weights()
-    model.compile(optimizer, "mse")
-    assert is_finite(fitted(model, simple(), epochs=1))
-    tf.nest.map_structure(np.testing.assert_array_equal, model.layers[0].get_weights(), frozen_weights)
+    model.compile(**{**workload.compile(), "optimizer": optimizer})
+    assert is_finite(fitted(model, workload, epochs=1))
+    tf.nest.map_structure(np.testing.assert_array_equal, first.get_weights(), frozen_weights)
     assert not np.array_equal(model.layers[-1].get_weights()[0], others[0])
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
 def test_strategies_may_be_exchanged_without_compiling_anew(name, options):
     """What is applied in place of others starts with its own state, at its initial values."""
-    model = prepared(simple(), ["standard"])
+    model = prepared(simple_for(name), ["standard"])
     for spec in ({name: options}, {"standard": {}}, {name: options}):
         trainstep.remove(model)
         trainstep.apply(model, spec)
-        model.train_on_batch(X[:BATCH], Y[:BATCH])
+        model.train_on_batch(*batches_of(simple_for(name))[0])
         start = [slot.initial + 1 for slot in declaration(name).state(declaration(name).options(**options)).values()
                  if slot.dtype == "int32"]  # fmt: skip
         counts = [v for v in model.strategy_state.get(name, {}).values() if not isinstance(v, list)]
@@ -821,29 +900,29 @@ class WrapsFit(WithoutTrainingArgument):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_fit_of_the_users_own_may_wrap_that_of_keras(name):
-    assert_same(run(Workload(WrapsFit, X, Y), name), known(subclassed, name))
+    assert_same(run(workload_for(WrapsFit, task_of(name)), name), known(subclassed, name))
 
 
 # --- 8: saved, loaded, trained on -------------------------------------------------------------------------------------
 
 
-def trained_by_batch(model: keras.Model, batches: range) -> None:
-    for start in batches:
-        model.train_on_batch(X[start : start + BATCH], Y[start : start + BATCH])
+def trained_by_batch(model: keras.Model, workload: Workload, start: int, stop: int) -> None:
+    for batch in batches_of(workload, start, stop, step=2):
+        model.train_on_batch(*batch)
 
 
 @pytest.mark.shows("saved")
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
 def test_saved_in_the_middle_loaded_and_trained_on_is_never_stopped(name, options, tmp_path):
     """After five batches, in the middle of a window; the optimizer's slots and the strategy's state included."""
-    workload = Workload(dense, X, Y, compiled(optimizer=lambda: keras.optimizers.Adam(0.01)))
+    workload = simple_for(name, optimizer=lambda: keras.optimizers.Adam(0.01))
     whole, first = prepared(workload, name, options), prepared(workload, name, options)
-    trained_by_batch(whole, range(0, 10 * 2, 2))
-    trained_by_batch(first, range(0, 5 * 2, 2))
+    trained_by_batch(whole, workload, 0, 20)
+    trained_by_batch(first, workload, 0, 10)
     first.save(tmp_path / "model.keras")
     second = keras.models.load_model(tmp_path / "model.keras")
     assert trainstep.applied(second) == trainstep.applied(first)
-    trained_by_batch(second, range(5 * 2, 10 * 2, 2))
+    trained_by_batch(second, workload, 10, 20)
     tf.nest.map_structure(np.testing.assert_array_equal, second.get_weights(), whole.get_weights())
     tf.nest.map_structure(
         np.testing.assert_array_equal, optimizer_variables(second.optimizer), optimizer_variables(whole.optimizer)
@@ -855,19 +934,21 @@ def test_saved_in_the_middle_loaded_and_trained_on_is_never_stopped(name, option
     "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
 )
 def test_a_copy_keeps_strategies_and_state(copied, name):
-    model = prepared(simple(), name)
-    trained_by_batch(model, range(0, 10, 2))
+    workload = simple_for(name)
+    model = prepared(workload, name)
+    trained_by_batch(model, workload, 0, 10)
     second = copied(model)
     assert trainstep.applied(second) == trainstep.applied(model)
     for each in (model, second):
-        trained_by_batch(each, range(10, 20, 2))
+        trained_by_batch(each, workload, 10, 20)
     tf.nest.map_structure(np.testing.assert_array_equal, second.get_weights(), model.get_weights())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_json_holds_the_architecture_and_the_strategies(name):
-    model = prepared(simple(), name)
+    model = prepared(simple_for(name), name)
     second = keras.models.model_from_json(model.to_json(indent=2))
     assert trainstep.applied(second) == trainstep.applied(model)
     second.set_weights(model.get_weights())
-    np.testing.assert_array_equal(second.predict(X, verbose=0), model.predict(X, verbose=0))
+    x = simple_for(name).x
+    tf.nest.map_structure(np.testing.assert_array_equal, second.predict(x, verbose=0), model.predict(x, verbose=0))

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import trainstep
 import trainstep_cli
+from trainstep import definition
 from trainstep.benchmarks import request
 from trainstep.benchmarks.experiment import Experiment
 from trainstep.benchmarks.store import Store
@@ -84,12 +85,30 @@ def test_the_experiment_of_the_documentation_runs(tmp_path):
         ]
 
 
+def shown_on(needs) -> dict:
+    """Return the names a snippet may use: a model and its data, of two classes, and of what a strategy needs besides."""
+    images, several = "images" in needs, "outputs" in needs
+    inputs = keras.Input((8, 8, 1) if images else (4,))
+    h = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(3, 2)(inputs)) if images else inputs
+    kind = keras.layers.Dense(2, "softmax", name="kind")(h)
+    size = keras.layers.Dense(1, name="size")(h)
+    x = np.random.default_rng(0).random((16, *inputs.shape[1:]), dtype="float32")
+    y = np.arange(16) % 2
+    return {
+        "keras": keras,
+        "trainstep": trainstep,
+        "model": keras.Model(inputs, {"kind": kind, "size": size} if several else kind),
+        "x": x,
+        "y": {"kind": y, "size": x.mean(axis=1, keepdims=True)} if several else y,
+    }
+
+
 @pytest.mark.parametrize("name", trainstep.names())
-def test_the_snippet_of_the_card_runs(name):
-    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(2, "softmax")])
-    x, y = np.random.default_rng(0).random((16, 4), dtype="float32"), np.arange(16) % 2
-    run(ROOT / "docs" / "strategies" / f"{name}.md", {"trainstep": trainstep, "model": model, "x": x, "y": y})
-    assert name in trainstep.applied(model)
+def test_the_snippet_of_the_card_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = shown_on(trainstep.get(name).declaration.needs)
+    run(ROOT / "docs" / "strategies" / f"{name}.md", names)
+    assert name in trainstep.applied(names["model"])
 
 
 @pytest.mark.parametrize("name", trainstep.names())
@@ -183,5 +202,5 @@ def test_the_recipe_for_many_devices_runs_on_two():
 
 def test_contributing_names_every_hook():
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    hooks = ["transform_batch", "compute_objective", "compute_gradients", "update_weights", "report_metrics"]
+    hooks = definition.HOOKS
     assert [hook for hook in hooks if f"`{hook}`" not in text or not hasattr(trainstep.Strategy, hook)] == []

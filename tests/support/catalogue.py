@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from nets import Task
+
 import trainstep
 from trainstep import registry
 from trainstep.definition import hooks_used
@@ -20,9 +22,21 @@ def schema(name: str) -> dict[str, Any]:
     return declaration(name).options.model_json_schema()
 
 
+def task_of(*names: str) -> Task:
+    """Return what nets have to be made for, for all these strategies to train them."""
+    needs = {need for name in names for need in declaration(name).needs}
+    classes = bool(needs & {"classes", "one-hot labels"})
+    return Task(images="images" in needs, classes=classes, outputs="outputs" in needs)
+
+
+def spec_of(*names: str) -> dict[str, dict[str, Any]]:
+    """Return these strategies with options: their defaults, or those of their examples where some have none."""
+    return {name: dict(declaration(name).example) for name in names}
+
+
 def constraints(field: dict[str, Any]) -> dict[str, Any]:
-    """Return what the JSON schema of one option demands, seen through `anyOf` with null."""
-    choices = [choice for choice in field.get("anyOf", [field]) if choice.get("type") != "null"]
+    """Return what the JSON schema of one option demands, seen through a choice with null, or with a schedule."""
+    choices = [choice for choice in field.get("anyOf", field.get("oneOf", [field])) if choice.get("type") != "null"]
     return choices[0] if choices else field
 
 
@@ -30,10 +44,10 @@ def variants() -> list[tuple[str, dict[str, Any]]]:
     """Return every strategy with its defaults, and once more for each choice of an option that is an enumeration."""
     found = []
     for name in NAMES:
-        found.append((name, {}))
+        found.append((name, spec_of(name)[name]))
         for option, field in schema(name).get("properties", {}).items():
             found += [
-                (name, {option: choice})
+                (name, spec_of(name)[name] | {option: choice})
                 for choice in constraints(field).get("enum", [])
                 if choice != field.get("default")
             ]
@@ -56,7 +70,7 @@ def together() -> list[str]:
 
 def hooks(name: str) -> set[str]:
     """Return the hooks in which `name` does something, with its default options."""
-    return set(hooks_used(trainstep.get(name), declaration(name).options()))
+    return set(hooks_used(trainstep.get(name), declaration(name).options(**declaration(name).example)))
 
 
 VARIANTS = variants()

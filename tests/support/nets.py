@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import keras
@@ -29,28 +30,91 @@ def tokens(count: int, length: int = 5) -> np.ndarray:
     return np.where(np.arange(length) < lengths[:, None], x, 0)
 
 
-def functional(activation: str | None = None, units: int = 1) -> keras.Model:
+@dataclass(frozen=True)
+class Task:
+    """What nets of all kinds are made for, so that strategies that need classes, images or outputs are seen on all."""
+
+    images: bool = False
+    """Small images instead of six numbers."""
+    classes: bool = False
+    """One-hot labels of three classes instead of a number."""
+    outputs: bool = False
+    """Both of them, each an output."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (4, 4, 2) if self.images else (6,)
+
+    @property
+    def x(self) -> np.ndarray:
+        return IMAGES if self.images else X
+
+    @property
+    def y(self) -> Any:
+        if self.outputs:
+            return {"kind": ONE_HOT, "value": Y}
+        return ONE_HOT if self.classes else Y
+
+    @property
+    def loss(self) -> Any:
+        if self.outputs:
+            return {"kind": "categorical_crossentropy", "value": "mse"}
+        return "categorical_crossentropy" if self.classes else "mse"
+
+    def first_layers(self, **first: Any) -> list[keras.layers.Layer]:
+        """Return new layers from an input to five numbers, the first of them with these arguments."""
+        if not self.images:
+            return [keras.layers.Dense(5, "tanh", **first)]
+        return [keras.layers.Conv2D(5, 2, activation="tanh", **first), keras.layers.GlobalAveragePooling2D()]
+
+    def last_layers(self) -> dict[str, keras.layers.Layer]:
+        """Return new layers from five numbers to the outputs, by name."""
+        if self.outputs:
+            return {
+                "kind": keras.layers.Dense(3, "softmax", name="kind"),
+                "value": keras.layers.Dense(1, name="value"),
+            }
+        last = keras.layers.Dense(3, "softmax") if self.classes else keras.layers.Dense(1)
+        return {"out": last}
+
+
+def outputs(layers: dict[str, keras.layers.Layer], h: Any) -> Any:
+    """Return what `layers` make of `h`: one tensor, or several by name."""
+    made = {name: layer(h) for name, layer in layers.items()}
+    return made if len(made) > 1 else next(iter(made.values()))
+
+
+NUMBERS = Task()
+
+
+def functional(task: Task = NUMBERS) -> keras.Model:
     """Return a net with everything that is easily lost: dropout, batch norm, a regularizer."""
-    x = keras.Input((6,), name="numbers")
-    h = keras.layers.Dense(5, "tanh", kernel_regularizer=keras.regularizers.L2(0.01), name="hidden")(x)
+    x = h = keras.Input(task.shape, name="numbers")
+    for layer in task.first_layers(kernel_regularizer=keras.regularizers.L2(0.01), name="hidden"):
+        h = layer(h)
     h = keras.layers.BatchNormalization(name="norm")(h)
     h = keras.layers.Dropout(0.25, seed=1, name="drop")(h)
-    return keras.Model(x, keras.layers.Dense(units, activation, name="out")(h))
+    return keras.Model(x, outputs(task.last_layers(), h))
 
 
-def dense() -> keras.Model:
+def dense(task: Task = NUMBERS) -> keras.Model:
     """Return a net without randomness."""
-    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(5, "tanh"), keras.layers.Dense(1)])
+    if task.outputs:
+        x = h = keras.Input(task.shape)
+        for layer in task.first_layers():
+            h = layer(h)
+        return keras.Model(x, outputs(task.last_layers(), h))
+    return keras.Sequential([keras.Input(task.shape), *task.first_layers(), *task.last_layers().values()])
 
 
-def sequential() -> keras.Model:
+def sequential(task: Task = NUMBERS) -> keras.Model:
     return keras.Sequential(
         [
-            keras.Input((6,)),
-            keras.layers.Dense(5, "tanh", kernel_regularizer=keras.regularizers.L2(0.01)),
+            keras.Input(task.shape),
+            *task.first_layers(kernel_regularizer=keras.regularizers.L2(0.01)),
             keras.layers.BatchNormalization(),
             keras.layers.Dropout(0.25, seed=1),
-            keras.layers.Dense(1),
+            *task.last_layers().values(),
         ]
     )
 
@@ -58,27 +122,30 @@ def sequential() -> keras.Model:
 class Subclassed(keras.Model):
     """Builds itself at its first batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, task: Task = NUMBERS) -> None:
         super().__init__()
-        self.hidden = keras.layers.Dense(5, "tanh", kernel_regularizer=keras.regularizers.L2(0.01))
+        self.first = task.first_layers(kernel_regularizer=keras.regularizers.L2(0.01))
         self.norm = keras.layers.BatchNormalization()
         self.drop = keras.layers.Dropout(0.25, seed=1)
-        self.out = keras.layers.Dense(1)
+        self.last = task.last_layers()
 
     def call(self, x: Any, training: bool | None = None) -> Any:
-        h = self.norm(self.hidden(x), training=training)
-        return self.out(self.drop(h, training=training))
+        for layer in self.first:
+            x = layer(x)
+        return outputs(self.last, self.drop(self.norm(x, training=training), training=training))
 
 
 class WithoutTrainingArgument(keras.Model):
-    def __init__(self) -> None:
+    def __init__(self, task: Task = NUMBERS) -> None:
         super().__init__()
-        self.hidden = keras.layers.Dense(5, "tanh")
+        self.first = task.first_layers()
         self.drop = keras.layers.Dropout(0.25, seed=1)
-        self.out = keras.layers.Dense(1)
+        self.last = task.last_layers()
 
     def call(self, x: Any) -> Any:
-        return self.out(self.drop(self.hidden(x)))
+        for layer in self.first:
+            x = layer(x)
+        return outputs(self.last, self.drop(x))
 
 
 class AddsLoss(keras.layers.Layer):
@@ -89,10 +156,13 @@ class AddsLoss(keras.layers.Layer):
         return x
 
 
-def multi() -> keras.Model:
+def multi(task: Task = NUMBERS) -> keras.Model:
     """Return a net from two named inputs to two named outputs."""
-    left, right = keras.Input((6,), name="left"), keras.Input((3,), name="right")
-    h = keras.layers.Concatenate()([keras.layers.Dense(4, "tanh")(left), keras.layers.Dense(2, "tanh")(right)])
+    left = h = keras.Input(task.shape, name="left")
+    right = keras.Input((3,), name="right")
+    for layer in task.first_layers():
+        h = layer(h)
+    h = keras.layers.Concatenate()([h, keras.layers.Dense(2, "tanh")(right)])
     h = keras.layers.Dropout(0.25, seed=1)(AddsLoss()(h))
     outputs = {"value": keras.layers.Dense(1, name="value")(h), "kind": keras.layers.Dense(3, name="kind")(h)}
     return keras.Model({"left": left, "right": right}, outputs)
@@ -148,25 +218,55 @@ class Workload:
 
 
 X, Y = numbers(EXAMPLES, 6), 3 * numbers(EXAMPLES, 1, seed=1)
-MULTI_X = {"left": X, "right": numbers(EXAMPLES, 3, seed=2)}
-MULTI_Y = {"value": Y, "kind": classes(EXAMPLES)}
+IMAGES = numbers(EXAMPLES, 4, 4, 2, seed=3)
+ONE_HOT = np.eye(3, dtype="float32")[classes(EXAMPLES)]
 
 
-def multi_compile() -> dict[str, Any]:
-    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+def multi_workload(task: Task = NUMBERS) -> Workload:
+    """Return dicts of inputs and outputs; the classes are numbers, unless the task has one-hot ones."""
+    one_hot = task.classes or task.outputs
+    losses = keras.losses
+    cross_entropy = losses.CategoricalCrossentropy if one_hot else losses.SparseCategoricalCrossentropy
+
+    def compile() -> dict[str, Any]:
+        return {
+            "optimizer": sgd(),
+            "loss": {"value": "mse", "kind": cross_entropy(from_logits=True)},
+            "loss_weights": {"value": 0.5, "kind": 2.0},
+            "metrics": {"value": ["mae"], "kind": ["accuracy"]},
+        }
+
+    x = {"left": task.x, "right": numbers(EXAMPLES, 3, seed=2)}
+    y = {"value": Y, "kind": ONE_HOT if one_hot else classes(EXAMPLES)}
+    return Workload(partial(multi, task), x, y, compile)
+
+
+def workload_for(
+    build: Callable[[Task], keras.Model], task: Task = NUMBERS, fit: Any = None, **compiled: Any
+) -> Workload:
+    """Return `build` for `task`, compiled with SGD and its loss; a callable optimizer is made anew each time."""
+    optimizer = compiled.pop("optimizer", sgd)
+    return Workload(
+        partial(build, task),
+        task.x,
+        task.y,
+        lambda: {"optimizer": optimizer(), "loss": task.loss, **compiled},
+        fit or {},
+    )
+
+
+def kinds(task: Task = NUMBERS) -> dict[str, Workload]:
+    """Return one workload for each kind of Keras model."""
+    found = {"functional": functional, "sequential": sequential, "subclassed": Subclassed}
+    if task.outputs:
+        del found["sequential"]  # Keras has none.
     return {
-        "optimizer": sgd(),
-        "loss": {"value": "mse", "kind": cross_entropy},
-        "loss_weights": {"value": 0.5, "kind": 2.0},
-        "metrics": {"value": ["mae"], "kind": ["accuracy"]},
+        **{kind: workload_for(build, task) for kind, build in found.items()},
+        "without training argument": workload_for(WithoutTrainingArgument, task),
+        "dicts of inputs and outputs": multi_workload(task),
     }
 
 
-KINDS = {
-    "functional": Workload(functional, X, Y),
-    "sequential": Workload(sequential, X, Y),
-    "subclassed": Workload(Subclassed, X, Y),
-    "without training argument": Workload(WithoutTrainingArgument, X, Y),
-    "dicts of inputs and outputs": Workload(multi, MULTI_X, MULTI_Y, multi_compile),
-}
-"""One workload for each kind of Keras model."""
+KINDS = kinds()
+MULTI = multi_workload()
+MULTI_X, MULTI_Y, multi_compile = MULTI.x, MULTI.y, MULTI.compile

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from nets import BATCH, Workload
+from catalogue import spec_of, task_of
+from nets import BATCH, Task, Workload
 
 import trainstep
 
@@ -42,12 +43,21 @@ def state_of(model: keras.Model, history: Any) -> Run:
     return Run(variables, optimizer[:own], logs, optimizer[own:])
 
 
+def with_examples(spec: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the strategies `spec` with their options: for one without any, those of its example."""
+    if isinstance(spec, str):
+        spec = {spec: options}
+    elif not isinstance(spec, dict):
+        spec = {name: {} for name in spec}
+    return {name: {**spec_of(name)[name], **options} for name, options in spec.items()}
+
+
 def prepared(workload: Workload, spec: Any = None, options: Any = None, **compiled: Any) -> keras.Model:
     """Return the model of `workload` with strategies `spec` applied, and compiled."""
     keras.utils.set_random_seed(0)
     model = workload.build()
     if spec is not None:
-        trainstep.apply(model, spec, **(options or {}))
+        trainstep.apply(model, with_examples(spec, options or {}))
     model.compile(**{**workload.compile(), **compiled})
     return model
 
@@ -66,13 +76,22 @@ def run(workload: Workload, spec: Any = None, options: Any = None, fit: Any = No
 
 
 @functools.cache
-def _remembered(workload: Callable[[], Workload], name: str | None, options: str) -> Run:
-    return run(workload(), name, json.loads(options))
+def _remembered(workload: Callable[[Task], Workload], name: str | None, options: str, task: Task) -> Run:
+    return run(workload(task), name, json.loads(options))
 
 
-def known(workload: Callable[[], Workload], name: str | None = None, options: Any = None) -> Run:
-    """Return what `run` gives, made once per process: the same run serves many tests. `workload` names it."""
-    return _remembered(workload, name, json.dumps(options or {}, sort_keys=True))
+def known(
+    workload: Callable[[Task], Workload], name: str | None = None, options: Any = None, like: str = "standard"
+) -> Run:
+    """Return what `run` gives, made once per process: the same run serves many tests.
+
+    Args:
+        workload: makes one of the task of the strategy.
+        name: of the strategy; None for plain Keras.
+        options: of the strategy.
+        like: the strategy whose task plain Keras is to train for.
+    """
+    return _remembered(workload, name, json.dumps(options or {}, sort_keys=True), task_of(name or like))
 
 
 def assert_same(actual: Run, expected: Run) -> None:

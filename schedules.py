@@ -1,0 +1,84 @@
+"""Options that vary over training: a number, or a schedule in updates.
+
+    value(t) = start + (end - start) * f((t - first) / updates)      t: updates done; f(p) = p, or (1 - cos(pi p)) / 2
+
+before `first` it is `start`, and after `updates` more it is `end`. The updates are those the optimizer counts
+(`optimizer.iterations`): windows, where there is accumulation; one that is skipped does not count.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+import tensorflow as tf
+from pydantic import AfterValidator, Discriminator, Field, FiniteFloat, Tag
+
+from trainstep.declaration import TAGS, StrategyOptions
+
+
+class Schedule(StrategyOptions):
+    """From one value to another, over a number of updates."""
+
+    start: FiniteFloat = Field(description="Value up to the update `first`.")
+    end: FiniteFloat = Field(description="Value from `updates` later on.")
+    updates: int = Field(ge=1, lt=2**31, description="Updates from the one value to the other.")
+    first: int = Field(default=0, ge=0, lt=2**31, description="Update at which it begins.")
+    curve: Literal["linear", "cosine"] = Field(default="linear", description="How it gets there.")
+
+
+Scheduled = float | Schedule
+
+
+def scheduled(**bounds: float) -> Any:
+    """Return the type of an option that is a number within `bounds` (`ge`, `gt`, `le`, `lt`), or a schedule of such."""
+
+    def within(schedule: Schedule) -> Schedule:
+        for value in (schedule.start, schedule.end):
+            for bound, (holds, words) in _BOUNDS.items():
+                if bound in bounds and not holds(value, bounds[bound]):
+                    raise ValueError(f"every value of a schedule should be {words} {bounds[bound]:g}, not {value:g}")
+        return schedule
+
+    number, schedule = TAGS
+
+    def kind(value: Any) -> str:
+        return schedule if isinstance(value, (dict, Schedule)) else number
+
+    return Annotated[
+        Annotated[float, Field(allow_inf_nan=False, **bounds), Tag(number)]
+        | Annotated[Schedule, AfterValidator(within), Tag(schedule)],
+        Discriminator(kind),
+    ]
+
+
+_BOUNDS = {
+    "ge": (lambda value, bound: value >= bound, "at least"),
+    "gt": (lambda value, bound: value > bound, "above"),
+    "le": (lambda value, bound: value <= bound, "at most"),
+    "lt": (lambda value, bound: value < bound, "below"),
+}
+
+
+def is_always(option: Scheduled, value: float) -> bool:
+    """Tell whether `option` has this one value, whatever the update."""
+    return option == value if not isinstance(option, Schedule) else option.start == option.end == value
+
+
+def highest(option: Scheduled) -> float:
+    """Return the highest value of `option`."""
+    return max(option.start, option.end) if isinstance(option, Schedule) else option
+
+
+def value_at(option: Scheduled, updates: Any) -> float | tf.Tensor:
+    """Return the value of `option` after so many updates: itself, or of a schedule a float32 scalar tensor.
+
+    Args:
+        option: a number or a schedule.
+        updates: done so far: an integer, or a scalar tensor or variable, such as `model.optimizer.iterations`.
+    """
+    if not isinstance(option, Schedule):
+        return option
+    passed = tf.cast(tf.convert_to_tensor(updates), tf.float32) - option.first
+    share = tf.clip_by_value(passed / option.updates, 0.0, 1.0)
+    if option.curve == "cosine":
+        share = (1 - tf.cos(math.pi * share)) / 2
+    return (1 - share) * option.start + share * option.end

@@ -1,0 +1,115 @@
+"""Outputs that are classes: their probabilities, whatever cross-entropy they are trained by.
+
+All are functions of tensors in float32: probabilities of 16 bits are too coarse for a logarithm.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import tensorflow as tf
+
+from trainstep import _seam
+from trainstep.errors import ModelConflictError
+
+Kind = Literal["categorical", "sparse", "binary"]
+_EPSILON = 1e-7  # Keras's own, `keras.config.epsilon()`: what its cross-entropies clip probabilities at.
+
+
+class Classes(NamedTuple):
+    """One output that is trained by a cross-entropy."""
+
+    index: int
+    """Its place among the flattened outputs, and labels."""
+    kind: Kind
+    from_logits: bool
+
+    def log_probabilities(self, outputs: Any) -> tf.Tensor:
+        """Return the logarithms of the probabilities in `outputs`, those of the whole model: (batch, ..., classes).
+
+        A binary output is (batch, ..., 2 * units) there, those against before those for.
+        """
+        values = tf.cast(tf.nest.flatten(outputs)[self.index], tf.float32)
+        if self.kind == "binary":
+            if self.from_logits:
+                return tf.concat([tf.math.log_sigmoid(-values), tf.math.log_sigmoid(values)], axis=-1)
+            values = tf.clip_by_value(values, _EPSILON, 1 - _EPSILON)
+            return tf.concat([tf.math.log(1 - values), tf.math.log(values)], axis=-1)
+        if self.from_logits:
+            return tf.nn.log_softmax(values, axis=-1)
+        values = tf.math.divide_no_nan(values, tf.reduce_sum(values, axis=-1, keepdims=True))
+        return tf.math.log(tf.clip_by_value(values, _EPSILON, 1 - _EPSILON))
+
+    def targets(self, y: Any, outputs: Any) -> tf.Tensor:
+        """Return the labels among `y`, those of the whole model, as probabilities: shaped as `log_probabilities`."""
+        labels, values = tf.nest.flatten(y)[self.index], tf.nest.flatten(outputs)[self.index]
+        if self.kind == "sparse":
+            if labels.shape.rank == values.shape.rank:  # Keras takes a last axis of one.
+                labels = tf.squeeze(labels, axis=-1)
+            return tf.one_hot(tf.cast(labels, tf.int32), values.shape[-1], dtype=tf.float32)
+        labels = tf.cast(labels, tf.float32)
+        if self.kind == "binary":
+            labels = tf.reshape(labels, tf.shape(values)) if labels.shape.rank != values.shape.rank else labels
+            return tf.concat([1 - labels, labels], axis=-1)
+        return labels
+
+
+def class_outputs(strategy: str, model: Any, y_pred: Any) -> list[Classes]:
+    """Return the outputs of `model` that are trained by one of Keras's cross-entropies.
+
+    Raises:
+        ModelConflictError: there is none.
+    """
+    found = []
+    losses = _seam.losses_of_outputs(model, y_pred)
+    for index, loss in enumerate(losses):
+        described = _seam.cross_entropy(loss)
+        if described is not None:
+            found.append(Classes(index, *described))
+    if not found:
+        given = ", ".join(str(getattr(loss, "name", None) or getattr(loss, "__name__", loss)) for loss in losses)
+        raise ModelConflictError(
+            f"{strategy} needs an output of classes, trained by one of Keras's cross-entropies, and the model is "
+            f"trained by {given or 'no loss'}. Compile it with 'categorical_crossentropy', "
+            "'sparse_categorical_crossentropy' or 'binary_crossentropy', or one of their classes."
+        )
+    return found
+
+
+def divergence(log_p: tf.Tensor, log_q: tf.Tensor) -> tf.Tensor:
+    """Return the Kullback-Leibler divergence KL(p || q) of each entry, from logarithms: (batch, ...)."""
+    return tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def entropy(log_p: tf.Tensor) -> tf.Tensor:
+    """Return the entropy of each entry, in nats: (batch, ...)."""
+    return -tf.reduce_sum(tf.exp(log_p) * log_p, axis=-1)
+
+
+def share_of_mean(model: Any, values: tf.Tensor, y_pred: tf.Tensor, sample_weight: Any) -> tf.Tensor:
+    """Return this replica's share of the mean of `values`, taken as Keras takes that of a loss: a float32 scalar.
+
+    Args:
+        model: its compiled loss says whether it is a mean, or a sum.
+        values: one for each entry: (batch, ...).
+        y_pred: the output they are of, whose mask they have, if it has one.
+        sample_weight: (batch, ...), or None; of a model with several outputs, that of this one.
+    """
+    weights = tf.ones_like(values)
+    if sample_weight is not None:
+        given = tf.cast(sample_weight, tf.float32)
+        given = tf.squeeze(given, axis=-1) if given.shape.rank == values.shape.rank + 1 else given
+        given = tf.reshape(given, tf.concat([tf.shape(given), [1] * (values.shape.rank - given.shape.rank)], axis=0))
+        weights *= given
+    mask, count = _seam.mask_of(y_pred), tf.cast(tf.size(values), tf.float32)
+    if mask is not None:
+        mask = tf.cast(mask, tf.float32)
+        weights, count = weights * mask, tf.reduce_sum(mask)
+    total = tf.reduce_sum(values * weights)
+    if _seam.sums_its_loss(model):
+        return total
+    return tf.math.divide_no_nan(total, count * tf.distribute.get_strategy().num_replicas_in_sync)
+
+
+def weight_of_output(sample_weight: Any, index: int) -> Any:
+    """Return what weighs the examples for the output at `index`: of one weight for all, that."""
+    flat = tf.nest.flatten(sample_weight)
+    return flat[index] if len(flat) > 1 else flat[0]

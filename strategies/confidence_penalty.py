@@ -1,0 +1,53 @@
+"""Confidence penalty: keep a classifier from putting all its probability on one class.
+
+    loss = L - beta * H(p),   H(p) = -sum_c p_c log p_c      p: what the model predicts for an example
+
+One pass over the predictions; no extra evaluation. An output that is no class is left as it is.
+
+Pereyra et al., "Regularizing Neural Networks by Penalizing Confident Output Distributions", ICLR 2017 workshop,
+equation 3, https://arxiv.org/abs/1701.06548
+"""
+
+import tensorflow as tf
+from pydantic import Field
+
+from trainstep.declaration import Declaration, Stage, StrategyOptions
+from trainstep.registry import register
+from trainstep.schedules import is_always, scheduled, value_at
+from trainstep.step import Batch, Objective, Strategy
+from trainstep.strategies._classes import class_outputs, entropy, share_of_mean, weight_of_output
+
+
+class ConfidencePenaltyOptions(StrategyOptions):
+    """How much of it there is."""
+
+    beta: scheduled(ge=0) = Field(default=0.1, description="Weight of the entropy, in loss per nat; 0: none.")
+
+
+@register
+class ConfidencePenalty(Strategy):
+    """Adds to the loss what the predictions behind it make of it."""
+
+    declaration = Declaration(
+        name="confidence_penalty",
+        stage=Stage.OBJECTIVE,
+        summary="Reward a classifier for the entropy of what it predicts.",
+        reference="Pereyra et al., ICLR 2017 workshop, https://arxiv.org/abs/1701.06548",
+        options=ConfidencePenaltyOptions,
+        neutral={"beta": 0.0},
+        needs=("classes",),
+        passes_through=lambda options: ("compute_objective",) if is_always(options.beta, 0) else (),
+    )
+
+    def compute_objective(self, batch: Batch) -> Objective:
+        beta = self.strategy_options["confidence_penalty"].beta
+        objective = super().compute_objective(batch)
+        if is_always(beta, 0):
+            return objective
+        outputs, rewards = tf.nest.flatten(objective.y_pred), []
+        for output in class_outputs("confidence_penalty", self, objective.y_pred):
+            values = entropy(output.log_probabilities(objective.y_pred))
+            weights = weight_of_output(batch.sample_weight, output.index)
+            rewards.append(share_of_mean(self, values, outputs[output.index], weights))
+        penalty = value_at(beta, self.optimizer.iterations) * tf.add_n(rewards)
+        return objective._replace(loss=objective.loss - tf.cast(penalty, objective.loss.dtype))

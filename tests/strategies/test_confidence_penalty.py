@@ -1,0 +1,93 @@
+"""The confidence penalty rewards a classifier for the entropy of what it predicts."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from nets import BATCH, Task, dense, functional, one_weight, sgd, weight_of, workload_for
+from runs import prepared, run
+
+import trainstep
+from trainstep import errors
+
+CLASSES = Task(classes=True)
+
+
+def sigmoid(z: float) -> float:
+    return 1 / (1 + np.exp(-z))
+
+
+def test_one_weight_by_hand():
+    # p = s(w x), two classes; dH/dw = -x w x p (1 - p), for dH/dz = -z p (1 - p); dL/dw = (p - y) x.
+    # w = 1, x = 2, y = 1: p = s(2); the gradient is 2 (p - 1) + 0.5 * 2 * 2 p (1 - p).
+    model = trainstep.apply(one_weight(1.0), "confidence_penalty", beta=0.5)
+    model.compile(sgd(0.1), keras.losses.BinaryCrossentropy(from_logits=True))
+    model.train_on_batch(np.full((1, 1), 2.0), np.ones((1, 1)))
+    p = sigmoid(2.0)
+    gradient = 2 * (p - 1) + 0.5 * 2 * 2 * p * (1 - p)
+    assert weight_of(model) == pytest.approx(1 - 0.1 * gradient, rel=1e-5)
+
+
+def loop(beta: float, weights: np.ndarray) -> list[np.ndarray]:
+    """Return the weights that equation 3 of the paper, written down with a GradientTape, leaves."""
+    keras.utils.set_random_seed(0)
+    model = dense(CLASSES)
+    for start in range(0, len(CLASSES.x), BATCH):
+        x, y, w = (values[start : start + BATCH] for values in (CLASSES.x, CLASSES.y, weights))
+        with tf.GradientTape() as tape:
+            p = model(x)
+            losses = -tf.reduce_sum(y * tf.math.log(p), axis=-1) + beta * tf.reduce_sum(p * tf.math.log(p), axis=-1)
+            loss = tf.reduce_sum(w * losses) / len(x)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        model.set_weights([w - 0.1 * g.numpy() for w, g in zip(model.get_weights(), gradients, strict=True)])
+    return model.get_weights()
+
+
+def test_it_is_an_own_loop_with_the_formula_sample_weights_and_all(assert_close):
+    weights = np.linspace(0, 2, len(CLASSES.x)).astype("float32")
+    ours = run(
+        workload_for(dense, CLASSES, fit={"sample_weight": weights}), "confidence_penalty", {"beta": 0.5},
+        fit={"epochs": 1},
+    )  # fmt: skip
+    assert_close(ours.variables, loop(0.5, weights))
+
+
+def test_a_schedule_moves_with_the_updates_and_traces_once(assert_close):
+    # From 0 to 1 over two updates: beta is 0, 0.5, 1, 1, ...
+    schedule = {"start": 0.0, "end": 1.0, "updates": 2}
+    model = prepared(workload_for(dense, CLASSES), "confidence_penalty", {"beta": schedule})
+    twin = prepared(workload_for(dense, CLASSES), "confidence_penalty", {"beta": 0.0})
+    for beta in (0.0, 0.5, 1.0, 1.0):
+        model.train_on_batch(CLASSES.x[:4], CLASSES.y[:4])
+        trainstep.remove(twin)
+        trainstep.apply(twin, "confidence_penalty", beta=beta)
+        twin.compile(sgd(), "categorical_crossentropy")
+        twin.train_on_batch(CLASSES.x[:4], CLASSES.y[:4])
+        assert_close(model.get_weights(), twin.get_weights())
+
+
+@pytest.mark.parametrize("kind", ["sparse", "logits"])
+def test_labels_and_predictions_may_be_written_in_other_ways(kind, assert_close):
+    """Class numbers are one-hot labels; a softmax in the loss is one in the last layer."""
+    expected = run(workload_for(functional, CLASSES), "confidence_penalty")
+    labels = CLASSES.y if kind == "logits" else CLASSES.y.argmax(axis=-1)
+    loss = (
+        keras.losses.CategoricalCrossentropy(from_logits=True)
+        if kind == "logits"
+        else "sparse_categorical_crossentropy"
+    )
+    keras.utils.set_random_seed(0)
+    model = functional(CLASSES)
+    if kind == "logits":
+        model.layers[-1].activation = keras.activations.linear
+    trainstep.apply(model, "confidence_penalty")
+    model.compile(sgd(), loss)
+    model.fit(CLASSES.x, labels, batch_size=BATCH, epochs=2, shuffle=False, verbose=0)
+    assert_close([variable.numpy() for variable in model.variables], expected.variables)
+
+
+def test_a_model_that_predicts_no_classes_is_refused():
+    model = trainstep.apply(dense(), "confidence_penalty")
+    model.compile(sgd(), "mse")
+    with pytest.raises(errors.ModelConflictError, match=r"needs an output of classes.*trained by mean_squared_error"):
+        model.fit(CLASSES.x, CLASSES.x[:, :1], verbose=0)
