@@ -86,7 +86,7 @@ def test_the_experiment_of_the_documentation_runs(tmp_path):
 
 
 def shown_on(needs) -> dict:
-    """Return the names a snippet may use: a model and its data, of two classes, and of what a strategy needs besides."""
+    """Return the names a snippet may use: a model and data of two classes, and of what a strategy needs besides."""
     images, several = "images" in needs, "outputs" in needs
     inputs = keras.Input((8, 8, 1) if images else (4,))
     h = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(3, 2)(inputs)) if images else inputs
