@@ -89,6 +89,8 @@ NEEDS = {
     "one-hot labels": "labels of a floating dtype, one-hot rather than class numbers",
     "images": "an input of shape (batch, height, width, channels)",
     "outputs": "two outputs or more, each with a loss",
+    "float inputs": "dense inputs of a floating dtype",
+    "dense inputs": "inputs that are no sparse tensors",
 }
 """What a strategy may ask of a model and its data, by the word for it in `Declaration.needs`."""
 

@@ -138,6 +138,7 @@ class Adversarial(Strategy):
         reference="Madry et al., ICLR 2018, https://arxiv.org/abs/1706.06083",
         options=AdversarialOptions,
         neutral={"epsilon": 0.0},
+        needs=("float inputs",),
         notes={"mixed_precision": "the attack's passes run in 16 bits too; half-precision inputs are moved in float32"},
         passes_through=lambda options: (
             ["transform_batch"] * (options.num_steps == 0) + ["compute_objective"] * (not options.mixes)

@@ -63,6 +63,7 @@ class GradientPenalty(Strategy):
         reference="Drucker and LeCun, IEEE TNN 1992, https://doi.org/10.1109/72.165600",
         options=GradientPenaltyOptions,
         neutral={"weight": 0.0},
+        needs=("float inputs",),
         notes={"adversarial": "the gradient is that at the examples the attack made"},
         passes_through=lambda options: ("compute_objective",) if options.weight == 0 else (),
         cost=lambda options: (

@@ -87,6 +87,7 @@ class MicroBatches(Strategy):
         reference="Huang et al., NeurIPS 2019, https://arxiv.org/abs/1811.06965",
         options=MicroBatchesOptions,
         neutral={"count": 1},
+        needs=("dense inputs",),
         notes={
             "adversarial": "an attack is on the whole batch, and takes the memory of one",
             "gradient_accumulation": "several batches, each in parts: the window counts batches",

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalogue import NAMES, coarsest_dtype
-from nets import BATCH, X, Y, dense, sgd
+from catalogue import NAMES, coarsest_dtype, declaration, spec_of, task_of
+from nets import BATCH, NUMBERS, X, Y, dense, sgd
 
 import trainstep
 from trainstep import errors
@@ -19,22 +19,33 @@ FULL = {
     "gradient_clipping": {"global_clipnorm": 1.0},
     "mixed_precision": {"dtype": "float16", "growth_interval": 10},
 }
-NEEDS_FLOATS = {"adversarial"}  # It moves inputs by small amounts.
-NEEDS_DENSE = {"adversarial", "micro_batches"}  # It moves inputs, or cuts them.
+ANYWHERE = [name for name in NAMES if task_of(name) == NUMBERS]
+"""Those that train a net for any task: for others this says nothing, and each has a refusal of its own."""
 
 
-def prepared(name, model=None, loss="mse", **compiled) -> keras.Model:
+def needs(name: str, *kinds: str) -> bool:
+    return bool(set(declaration(name).needs) & set(kinds))
+
+
+def prepared(name, model=None, loss=None, **compiled) -> keras.Model:
+    spec = spec_of(name) if isinstance(name, str) else name
     keras.utils.set_random_seed(0)
-    model = trainstep.apply(model or dense(), name)
-    model.compile(sgd(), loss, **compiled)
+    model = trainstep.apply(model or dense(task_of(*spec)), spec)
+    model.compile(sgd(), loss or task_of(*spec).loss, **compiled)
     return model
+
+
+def data_of(name, change=lambda values: values) -> tuple:
+    """Return the inputs and labels of the task of `name`, of each tensor what `change` makes of it."""
+    task = task_of(name)
+    return tf.nest.map_structure(change, task.x), tf.nest.map_structure(change, task.y)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_empty_batch_moves_nothing(name):
     model = prepared(name)
     before = model.get_weights()
-    assert float(np.ravel(model.train_on_batch(X[:0], Y[:0]))[0]) == 0.0
+    assert float(np.ravel(model.train_on_batch(*data_of(name, lambda values: values[:0])))[0]) == 0.0
     tf.nest.map_structure(np.testing.assert_array_equal, model.get_weights(), before)
 
 
@@ -43,28 +54,30 @@ def test_float64_inputs_are_trained_on_as_float32(name):
     weights = []
     for dtype in ("float32", "float64"):
         model = prepared(name)
-        model.fit(X.astype(dtype), Y.astype(dtype), batch_size=BATCH, shuffle=False, verbose=0)
+        x, y = data_of(name, lambda values: values.astype(dtype))  # noqa: B023  Called here.
+        model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
         weights.append(model.get_weights())
     tf.nest.map_structure(np.testing.assert_array_equal, *weights)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_integer_inputs_are_trained_on_as_their_values_or_refused(name):
-    whole = np.round(3 * X)
+    x, y = data_of(name)
+    whole = np.round(3 * x)
     model = prepared(name)
-    if name in NEEDS_FLOATS:
+    if needs(name, "float inputs"):
         with pytest.raises(errors.UnsupportedInputError, match=r"int32.*Cast images to float32"):
-            model.fit(whole.astype("int32"), Y, verbose=0)
+            model.fit(whole.astype("int32"), y, verbose=0)
         return
     weights = []
     for dtype in ("float32", "int32"):
         model = prepared(name)
-        model.fit(whole.astype(dtype), Y, batch_size=BATCH, shuffle=False, verbose=0)
+        model.fit(whole.astype(dtype), y, batch_size=BATCH, shuffle=False, verbose=0)
         weights.append(model.get_weights())
     tf.nest.map_structure(np.testing.assert_array_equal, *weights)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ANYWHERE)
 def test_labels_out_of_range_are_the_error_of_tensorflow(name):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model = prepared(name, keras.Sequential([keras.layers.Input((6,)), keras.layers.Dense(3)]), loss)
@@ -72,7 +85,7 @@ def test_labels_out_of_range_are_the_error_of_tensorflow(name):
         model.fit(X, np.full(len(X), 7), verbose=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ANYWHERE)
 def test_sparse_inputs_are_trained_on_as_dense_ones_or_refused(name, assert_close):
     def build() -> keras.Model:
         keras.utils.set_random_seed(0)
@@ -81,7 +94,7 @@ def test_sparse_inputs_are_trained_on_as_dense_ones_or_refused(name, assert_clos
 
     model = prepared(name, build())
     sparse = tf.sparse.from_dense(np.where(X > 0, X, 0))
-    if name in NEEDS_DENSE:
+    if needs(name, "float inputs", "dense inputs"):
         with pytest.raises(errors.UnsupportedInputError, match="dense"):
             model.train_on_batch(sparse, Y)
         return
@@ -92,7 +105,7 @@ def test_sparse_inputs_are_trained_on_as_dense_ones_or_refused(name, assert_clos
     assert_close(model.get_weights(), dense_one.get_weights(), coarsest_dtype(model))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ANYWHERE)
 def test_a_loss_function_may_return_one_value_per_example(name):
     """Keras takes the mean of it."""
     weights = []
@@ -117,7 +130,7 @@ class LossPerExample(keras.Model):
         return tf.reduce_mean(tf.square(y - y_pred), axis=-1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ANYWHERE)
 def test_a_compute_loss_that_is_no_scalar_is_refused(name):
     model = prepared(name, LossPerExample())
     with pytest.raises(errors.ModelConflictError, match=r"LossPerExample returned a loss of shape .*reduce_mean"):
@@ -127,14 +140,15 @@ def test_a_compute_loss_that_is_no_scalar_is_refused(name):
 @pytest.mark.skipif(not KERAS_3, reason="Keras 2 refuses to compile without an optimizer")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_compiled_without_an_optimizer_evaluates_and_refuses_to_train(name):
-    model = trainstep.apply(dense(), name)
-    model.compile(None, "mse")
-    assert np.isfinite(model.evaluate(X, Y, verbose=0))
+    task = task_of(name)
+    model = trainstep.apply(dense(task), spec_of(name))
+    model.compile(None, task.loss)
+    assert np.isfinite(model.evaluate(task.x, task.y, verbose=0)).all()
     with pytest.raises(errors.NotCompiledError, match="no optimizer to train with"):
-        model.fit(X, Y, verbose=0)
+        model.fit(task.x, task.y, verbose=0)
 
 
-@pytest.mark.parametrize("spec", [*NAMES, FULL], ids=lambda spec: spec if isinstance(spec, str) else "full stack")
+@pytest.mark.parametrize("spec", [*ANYWHERE, FULL], ids=lambda spec: spec if isinstance(spec, str) else "full stack")
 def test_thousands_of_steps_without_a_gradient_leave_weights_and_state_finite(spec):
     """With the labels predicted exactly the gradient is zero: nothing may be divided by its norm, or grow for ever."""
     model = prepared(spec, keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(2), keras.layers.Dense(1)]))
@@ -162,7 +176,7 @@ class Sums(keras.Model):
         return self.last(tf.reshape(tf.reduce_sum(x, axis=1), (-1, 1)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ANYWHERE)
 def test_ragged_inputs_are_trained_on_as_padded_ones_or_refused(name, assert_close):
     rows = [[1.0, 2.0], [3.0], [4.0, 5.0, 6.0], [7.0], [0.5], [0.25, 0.5]]
     ragged = tf.ragged.constant(rows)
@@ -170,7 +184,7 @@ def test_ragged_inputs_are_trained_on_as_padded_ones_or_refused(name, assert_clo
     for x in (ragged, ragged.to_tensor()):
         model = prepared(name, Sums())
         data = tf.data.Dataset.from_tensor_slices((x, np.ones((6, 1), "float32"))).batch(4)
-        if name in NEEDS_FLOATS and x is ragged:
+        if needs(name, "float inputs") and x is ragged:
             with pytest.raises(errors.UnsupportedInputError, match="dense"):
                 model.fit(data, shuffle=False, verbose=0)
             return
@@ -225,7 +239,7 @@ class OnlyOwnLoss(keras.Model):
         return tf.reduce_mean(tf.abs(y_pred - tf.cast(y, y_pred.dtype)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ANYWHERE)
 def test_a_loss_of_ones_own_is_logged_as_keras_does_or_truly(name):
     """Keras 2 logs no loss where `compute_loss` enters none; it must not be logged as zero."""
     model = prepared(name, OnlyOwnLoss())

@@ -74,7 +74,7 @@ def everything(task: Task = NUMBERS) -> Workload:
 def with_a_bad_batch(task: Task = NUMBERS) -> Workload:
     x = task.x.copy()
     x[1] = np.nan
-    return Workload(partial(dense, task), x, task.y, lambda: {"optimizer": sgd(), "loss": task.loss})
+    return replace(workload_for(functional, task), x=x)
 
 
 def subclassed(task: Task = NUMBERS) -> Workload:
@@ -512,7 +512,7 @@ def test_several_steps_per_execution_are_the_same_steps(name, options, assert_cl
 def test_a_bad_batch_costs_one_update_and_no_more(name, options):
     """Beside `skip_nonfinite`, which is there for that; `action="raise"` is there to stop."""
     spec = {"skip_nonfinite": {}} | {name: options}
-    workloads = simple_for(name), with_a_bad_batch(task_of(name))
+    workloads = everything(task_of(name)), with_a_bad_batch(task_of(name))
     good, bad = (prepared(workload, spec) for workload in workloads)
     if options == {"action": "raise"}:
         with pytest.raises(errors.NonFiniteGradientError):

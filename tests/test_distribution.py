@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalogue import NAMES, VARIANTS, coarsest_dtype, variant_id
-from nets import dense, masked, numbers, one_weight, sgd, tokens, weight_of
+from catalogue import NAMES, VARIANTS, coarsest_dtype, spec_of, task_of, variant_id
+from nets import X, dense, masked, one_weight, sgd, tokens, weight_of
 from runs import optimizer_variables
 
 import trainstep
@@ -16,7 +16,7 @@ from trainstep._seam import KERAS_3
 
 pytestmark = pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning")
 
-X, Y = numbers(20, 6), 3 * numbers(20, 1, seed=1)
+EXAMPLES = 20
 FULL = {
     "adversarial": {"epsilon": 0.1},
     "gradient_accumulation": {"steps": 2},
@@ -29,16 +29,19 @@ def one_device() -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def train(distribution, spec, x=X, optimizer=sgd, epochs=2, *, batch_size=4, sample_weight=None, **compiled):
+def train(distribution, spec, x=None, optimizer=sgd, epochs=2, *, batch_size=4, sample_weight=None, **compiled):
     """Train, by default on batches of 4, two on each of two replicas; return the model, its weights and the logs."""
+    task = task_of(*(spec or ()))
     keras.utils.set_random_seed(0)
     with distribution.scope():
-        model = dense()
+        model = dense(task)
         if spec:
             trainstep.apply(model, spec)
-        model.compile(**{"optimizer": optimizer(), "loss": "mse", "metrics": ["mae"], **compiled})
+        metrics = {} if task.outputs else {"metrics": ["mae"]}
+        model.compile(**{"optimizer": optimizer(), "loss": task.loss, **metrics, **compiled})
+    x, y = tf.nest.map_structure(lambda values: values[:EXAMPLES], (task.x if x is None else x, task.y))
     history = model.fit(
-        x, Y, batch_size=batch_size, epochs=epochs, shuffle=False, verbose=0, sample_weight=sample_weight
+        x, y, batch_size=batch_size, epochs=epochs, shuffle=False, verbose=0, sample_weight=sample_weight
     ).history
     return (
         model,
@@ -98,10 +101,10 @@ def test_pgd_draws_the_same_noise_on_two_replicas(norm, assert_equal_on_two):
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_per_execution_on_two_replicas(name, mirrored, assert_equal_on_two):
     if not KERAS_3:
-        assert_equal_on_two({name: {}}, steps_per_execution=2)
+        assert_equal_on_two(spec_of(name), steps_per_execution=2)
         return
     with pytest.raises(errors.ModelConflictError, match="steps_per_execution=2 with 2 replicas fails"):
-        train(mirrored, name, steps_per_execution=2)
+        train(mirrored, spec_of(name), steps_per_execution=2)
 
 
 @pytest.mark.skipif(not KERAS_3, reason="Keras 2 can")
@@ -145,7 +148,7 @@ def test_too_many_skips_stop_training_on_two_replicas(mirrored):
 
 def test_plain_keras_on_two_replicas_is_the_control(mirrored):
     _, weights, history = train(mirrored, None)
-    _, ours, our_history = train(mirrored, "standard")
+    _, ours, our_history = train(mirrored, {"standard": {}})
     assert our_history == history
     tf.nest.map_structure(np.testing.assert_array_equal, ours, weights)
 
@@ -161,8 +164,8 @@ def shares(batch_size: int, replicas: int = 4) -> np.ndarray:
     A batch of n examples in shares of s counts each of a share as 1 / (replicas * s), where one device counts 1 / n.
     """
     weights = []
-    for start in range(0, len(X), batch_size):
-        count = min(batch_size, len(X) - start)
+    for start in range(0, EXAMPLES, batch_size):
+        count = min(batch_size, EXAMPLES - start)
         largest = -(-count // replicas)
         sizes = [min(largest, count - done) for done in range(0, count, largest)]
         weights += [count / (replicas * size) for size in sizes for _ in range(size)]
@@ -170,7 +173,7 @@ def shares(batch_size: int, replicas: int = 4) -> np.ndarray:
 
 
 STACK = FULL | {"skip_nonfinite": {}, "adversarial": {"epsilon": 0.1, "random_start": True}}
-FOUR = [*({name: {}} for name in NAMES), STACK]
+FOUR = [*(spec_of(name) for name in NAMES), STACK]
 
 
 def spec_id(spec) -> str:
@@ -186,7 +189,7 @@ def test_four_replicas_are_one_device(spec, mirrored_four, assert_close):
 @pytest.mark.shows("mirrored")
 @pytest.mark.parametrize("name", NAMES)
 def test_unequal_shares_are_one_device(name, mirrored_four, assert_close):
-    compare(mirrored_four, assert_close, {name: {}}, batch_size=UNEQUAL)
+    compare(mirrored_four, assert_close, spec_of(name), batch_size=UNEQUAL)
 
 
 @pytest.mark.shows("mirrored", of="all together")
@@ -208,8 +211,8 @@ def test_plain_keras_counts_an_example_in_a_smaller_share_for_more(mirrored_four
 def test_unequal_shares_of_a_sum_need_no_weights(mirrored, assert_close):
     loss = keras.losses.MeanSquaredError(reduction="sum")
     arguments = {"batch_size": 5, "optimizer": lambda: sgd(0.005), "loss": loss}
-    _, weights, _ = train(one_device(), "standard", **arguments)
-    _, two_weights, _ = train(mirrored, "standard", **arguments)
+    _, weights, _ = train(one_device(), {"standard": {}}, **arguments)
+    _, two_weights, _ = train(mirrored, {"standard": {}}, **arguments)
     assert_close(two_weights, weights)
 
 

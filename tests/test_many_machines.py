@@ -59,7 +59,7 @@ def both(folder) -> list[dict[str, Any]]:
 def test_two_processes_are_one(name, both, assert_close):
     """Weights, logs of training and validation, `evaluate` and `predict`."""
     alone = workers.train(name, tf.distribute.get_strategy())
-    assert both[0][name]["logs"].keys() == alone["logs"].keys() >= {"loss", "val_mae"}
+    assert both[0][name]["logs"].keys() == alone["logs"].keys() >= {"loss", "val_loss"}
     for kind, expected in alone.items():
         for process in both:
             assert_close(process[name][kind], expected, COARSEST.get(name, "float32"))

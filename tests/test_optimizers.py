@@ -2,13 +2,14 @@
 
 import importlib.util
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalogue import NAMES, NEUTRAL, TOGETHER, declaration
-from nets import Workload, X, Y, dense
+from catalogue import NAMES, NEUTRAL, TOGETHER, declaration, spec_of, task_of
+from nets import Workload, X, Y, dense, workload_for
 from runs import assert_same, fitted, is_finite, optimizer_variables, prepared, run
 
 import trainstep
@@ -42,8 +43,8 @@ def tfa():
         return tensorflow_addons
 
 
-def workload(optimizer) -> Workload:
-    return Workload(dense, X, Y, lambda: {"optimizer": optimizer(), "loss": "mse"})
+def workload(optimizer, *names: str) -> Workload:
+    return workload_for(dense, task_of(*names), optimizer=optimizer)
 
 
 OWN = {
@@ -60,9 +61,10 @@ OWN = {
 
 @pytest.mark.parametrize("optimizer", OWN)
 def test_every_optimizer_of_keras_updates_once_per_window_under_the_whole_catalogue(optimizer):
-    model = prepared(workload(OWN[optimizer]), TOGETHER)
+    everything = workload(OWN[optimizer], *TOGETHER)
+    model = prepared(everything, TOGETHER)
     before = model.get_weights()
-    assert is_finite(fitted(model, workload(OWN[optimizer]), epochs=1))
+    assert is_finite(fitted(model, everything, epochs=1))
     assert not np.array_equal(model.get_weights()[0], before[0])
     assert int(model.optimizer.iterations.numpy()) == 2  # Six batches in windows of four.
 
@@ -84,16 +86,23 @@ def test_an_old_optimizer_under_neutral_options_is_plain_keras_bit_for_bit(name,
     assert_same(run(workload(old), name, dict(declaration(name).neutral)), run(workload(old)))
 
 
+def each_once(optimizers: dict) -> Any:
+    """Return marks: every optimizer under the whole catalogue at once, and the first one under every strategy alone."""
+    first = next(iter(optimizers))
+    pairs = [*(([name], first) for name in NAMES), *((TOGETHER, optimizer) for optimizer in optimizers)]
+    ids = [f"{spec[0] if len(spec) == 1 else 'all'}-{optimizer}" for spec, optimizer in pairs]
+    return pytest.mark.parametrize(("spec", "optimizer"), pairs, ids=ids)
+
+
 @needs_legacy
-@pytest.mark.parametrize("optimizer", LEGACY)
-@pytest.mark.parametrize("spec", [*([name] for name in NAMES), TOGETHER], ids="+".join)
+@each_once(LEGACY)
 def test_an_old_optimizer_trains_under_every_strategy(spec, optimizer):
     def old():
         return getattr(keras.optimizers.legacy, optimizer)(**LEGACY[optimizer])
 
-    model = prepared(workload(old), spec)
+    model = prepared(workload(old, *spec), spec)
     before = model.get_weights()
-    assert is_finite(fitted(model, workload(old)))
+    assert is_finite(fitted(model, workload(old, *spec)))
     assert not np.array_equal(model.get_weights()[0], before[0])
 
 
@@ -136,10 +145,9 @@ ADDONS = {
 
 
 @needs_addons
-@pytest.mark.parametrize("optimizer", ADDONS)
-@pytest.mark.parametrize("spec", [*([name] for name in NAMES), TOGETHER], ids="+".join)
+@each_once(ADDONS)
 def test_an_optimizer_of_addons_trains_under_every_strategy(spec, optimizer, tfa):
-    made = workload(lambda: ADDONS[optimizer](tfa))
+    made = workload(lambda: ADDONS[optimizer](tfa), *spec)
     model = prepared(made, spec)
     before = model.get_weights()
     assert is_finite(fitted(model, made))
@@ -157,16 +165,11 @@ def test_an_optimizer_of_addons_sees_the_one_big_batch(optimizer, tfa, assert_cl
 
 @needs_addons
 def test_losses_and_metrics_of_addons_are_used(tfa):
-    made = Workload(
-        dense,
-        X,
-        Y,
-        lambda: {"optimizer": "sgd", "loss": tfa.losses.PinballLoss(0.7), "metrics": [tfa.metrics.RSquare()]},
-    )
-    for name in NAMES:
-        result = run(made, name)
-        assert is_finite(result)
-        assert "r_square" in result.history
+    made = workload_for(dense, loss=tfa.losses.PinballLoss(0.7), metrics=[tfa.metrics.RSquare()])
+    everywhere = [name for name in TOGETHER if not task_of(name).classes and not task_of(name).outputs]
+    result = run(made, everywhere)
+    assert is_finite(result)
+    assert "r_square" in result.history
 
 
 # --- Oracles: what Keras and tensorflow-addons do themselves ----------------------------------------------------------
@@ -252,21 +255,13 @@ def of_the_old_kind(name, tfa):
     return getattr(keras.optimizers.legacy, name)(**LEGACY[name]) if name in LEGACY else ADDONS[name](tfa)
 
 
-STATEFUL = {
+FULL_STATE = {
     "gradient_accumulation": {"steps": 4},
     "mixed_precision": {"dtype": "float16", "growth_interval": 2, "initial_scale": 2.0**8},
     "skip_nonfinite": {},
+    "gradient_clipping": {},
+    "diagnostics": {},
 }
-FULL_STATE = {**STATEFUL, "gradient_clipping": {}, "diagnostics": {}}
-
-
-def test_every_strategy_with_state_is_saved_with_these_optimizers():
-    keeping = {
-        name
-        for name in NAMES
-        if any(declaration(name).state(made) for made in [declaration(name).options(**STATEFUL.get(name, {}))])
-    }
-    assert keeping == set(STATEFUL)
 
 
 def by_batch(model, starts) -> None:
@@ -310,16 +305,16 @@ def test_a_keras_file_warns_that_it_holds_no_state_of_such_an_optimizer(optimize
 @needs_legacy
 def test_an_optimizer_that_can_hold_no_state_is_refused_by_compile():
     """Keras 2 takes the optimizers of TensorFlow 1; what needs no state trains with them."""
-    made = workload(lambda: tf.compat.v1.train.GradientDescentOptimizer(0.1))
-    for name in NAMES:
-        if name in STATEFUL:
+    for name, options in [*spec_of(*NAMES).items(), ("mixed_precision", {"dtype": "float16"})]:
+        made = workload(lambda: tf.compat.v1.train.GradientDescentOptimizer(0.1), name)
+        if declaration(name).state(declaration(name).options(**options)):
             with pytest.raises(
                 trainstep.errors.OptimizerConflictError, match=f"TFOptimizer cannot hold the state of '{name}'"
             ):
-                prepared(made, name, STATEFUL[name])
+                prepared(made, name, options)
         else:
-            prepared(made, name)
-    model = prepared(made, "gradient_clipping")
+            prepared(made, name, options)
+    model = prepared(workload(lambda: tf.compat.v1.train.GradientDescentOptimizer(0.1)), "gradient_clipping")
     assert model.train_on_batch(X, Y) > model.train_on_batch(X, Y)
 
 
@@ -330,17 +325,16 @@ class Neither:
         del grads_and_vars
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_what_is_no_optimizer_is_refused_by_compile(name):
+def test_what_is_no_optimizer_is_refused_by_compile():
     with pytest.raises(ValueError, match="Could not interpret optimizer identifier"):
-        prepared(workload(Neither), name)
+        prepared(workload(Neither, *TOGETHER), TOGETHER)
 
 
 def test_the_optimizers_own_variables_come_first():
     """What a strategy keeps is behind them, so that the plain optimizer's state can be read off."""
-    plain = prepared(workload(lambda: keras.optimizers.Adam(0.05)))
-    ours = prepared(workload(lambda: keras.optimizers.Adam(0.05)), TOGETHER)
+    made = workload(lambda: keras.optimizers.Adam(0.05), *TOGETHER)
+    plain, ours = prepared(made), prepared(made, TOGETHER)
     for model in (plain, ours):
-        fitted(model, workload(None), epochs=1)
+        fitted(model, made, epochs=1)
     own = optimizer_variables(plain.optimizer)
     assert [v.shape for v in optimizer_variables(ours.optimizer)[: len(own)]] == [v.shape for v in own]

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalogue import NAMES, coarsest_dtype, declaration
+from catalogue import NAMES, coarsest_dtype, declaration, spec_of, task_of
 from nets import BATCH, X, Y, dense
 from runs import optimizer_variables
 
@@ -16,13 +16,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:mixed_precision computes in floa
 ACCUMULATION = {"steps": 4, "last_window": "carry"}  # Six batches an epoch: a window is open when one ends.
 
 
-def trained(spec=None, optimizer=None, **options) -> keras.Model:
+def trained(name=None, optimizer=None, like=None, **options) -> keras.Model:
+    """Return a model trained for what the strategy `name`, or that of `like`, needs."""
+    task = task_of(name or like or "standard")
     keras.utils.set_random_seed(0)
-    model = dense()
-    if spec:
-        trainstep.apply(model, spec, **options)
-    model.compile(optimizer or keras.optimizers.Adam(0.01), "mse")
-    model.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0)
+    model = dense(task)
+    if name:
+        trainstep.apply(model, name, **spec_of(name)[name] | options)
+    model.compile(optimizer or keras.optimizers.Adam(0.01), task.loss)
+    model.fit(task.x, task.y, batch_size=BATCH, shuffle=False, verbose=0)
     return model
 
 
@@ -30,12 +32,12 @@ def trained(spec=None, optimizer=None, **options) -> keras.Model:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("direction", ["to plain", "from plain"])
 def test_weights_files_are_exchanged_with_a_plain_model(direction, name, tmp_path):
-    ours, plain = trained(name), trained()
+    ours, plain, task = trained(name), trained(like=name), task_of(name)
     source, target = (ours, plain) if direction == "to plain" else (plain, ours)
     source.save_weights(tmp_path / "model.weights.h5")
     target.load_weights(tmp_path / "model.weights.h5")
     tf.nest.map_structure(np.testing.assert_array_equal, target.get_weights(), source.get_weights())
-    assert np.isfinite(target.fit(X, Y, verbose=0).history["loss"]).all()
+    assert np.isfinite(target.fit(task.x, task.y, verbose=0).history["loss"]).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -43,7 +45,9 @@ def test_an_exported_model_predicts_without_trainstep(name, tmp_path, assert_clo
     model = trained(name)
     model.export(str(tmp_path / "exported"))
     exported = tf.saved_model.load(str(tmp_path / "exported"))
-    assert_close(exported.serve(tf.constant(X)).numpy(), model.predict(X, verbose=0), coarsest_dtype(model))
+    x = task_of(name).x
+    served = tf.nest.map_structure(lambda values: values.numpy(), exported.serve(tf.constant(x)))
+    assert_close(served, model.predict(x, verbose=0), coarsest_dtype(model))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,10 +55,10 @@ def test_compiling_with_the_same_optimizer_keeps_state_and_with_a_new_one_does_n
     optimizer = keras.optimizers.Adam(0.01)
     model = trained(name, optimizer)
     before = optimizer_variables(optimizer)
-    model.compile(optimizer, "mse")
+    model.compile(optimizer, task_of(name).loss)
     tf.nest.map_structure(np.testing.assert_array_equal, optimizer_variables(model.optimizer), before)
-    model.compile(keras.optimizers.Adam(0.01), "mse")
-    for key, slot in declaration(name).state(declaration(name).options()).items():
+    model.compile(keras.optimizers.Adam(0.01), task_of(name).loss)
+    for key, slot in declaration(name).state(declaration(name).options(**declaration(name).example)).items():
         state = model.strategy_state[name][key]
         for variable in state if isinstance(state, list) else [state]:
             assert np.all(variable.numpy() == slot.initial)

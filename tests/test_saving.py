@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import zipfile
@@ -10,8 +11,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalogue import NAMES, VARIANTS, registered, variant_id
-from nets import BATCH, Workload, X, Y, dense
+from catalogue import NAMES, VARIANTS, registered, task_of, variant_id
+from nets import BATCH, NUMBERS, Task, Workload, X, Y, dense, functional, workload_for
 from runs import fitted, optimizer_variables, prepared
 
 import trainstep
@@ -25,9 +26,13 @@ WORKLOAD = Workload(dense, X, Y, lambda: {"optimizer": keras.optimizers.Adam(0.0
 loads_weights_alone = pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer:UserWarning")
 
 
-def by_batch(model, starts) -> None:
+def workload_of(name: str) -> Workload:
+    return workload_for(dense, task_of(name), optimizer=lambda: keras.optimizers.Adam(0.01))
+
+
+def by_batch(model, starts, task: Task = NUMBERS) -> None:
     for start in starts:
-        model.train_on_batch(X[start : start + BATCH], Y[start : start + BATCH])
+        model.train_on_batch(*tf.nest.map_structure(lambda v: v[start : start + BATCH], (task.x, task.y)))  # noqa: B023
 
 
 def assert_alike(one, other) -> None:
@@ -38,27 +43,32 @@ def assert_alike(one, other) -> None:
 
 
 LOADS = """
-import sys, trainstep, keras, numpy as np
+import pickle, sys, trainstep, keras, numpy as np
 folder = sys.argv[1]
-x, y = np.load(folder + "/x.npy"), np.load(folder + "/y.npy")
 for index in range(int(sys.argv[2])):
     model = keras.models.load_model(f"{folder}/{index}.keras")
-    for start in range(10, 20, 2):
-        model.train_on_batch(x[start:start + 4], y[start:start + 4])
+    with open(f"{folder}/{index}.pickle", "rb") as file:
+        batches = pickle.load(file)
+    for batch in batches:
+        model.train_on_batch(*batch)
     np.savez(f"{folder}/{index}.npz", *model.get_weights())
 """
 
 
 def test_every_strategy_loads_in_a_new_process_that_imports_trainstep_and_trains_on(tmp_path):
     """After five batches, in the middle of a window; the other process makes it ten, as if it had never stopped."""
-    np.save(tmp_path / "x.npy", X)
-    np.save(tmp_path / "y.npy", Y)
     # Eagerly, here and there: ten steps are less work than to trace them once.
-    models = [prepared(WORKLOAD, name, options, run_eagerly=True) for name, options in VARIANTS]
-    for index, model in enumerate(models):
-        by_batch(model, range(0, 10, 2))
+    models = [prepared(workload_of(name), name, options, run_eagerly=True) for name, options in VARIANTS]
+    for index, (model, (name, _)) in enumerate(zip(models, VARIANTS, strict=True)):
+        task = task_of(name)
+        by_batch(model, range(0, 10, 2), task)
         model.save(tmp_path / f"{index}.keras")
-        by_batch(model, range(10, 20, 2))
+        by_batch(model, range(10, 20, 2), task)
+        rest = [
+            tf.nest.map_structure(lambda values: values[start : start + BATCH], (task.x, task.y))  # noqa: B023
+            for start in range(10, 20, 2)
+        ]
+        (tmp_path / f"{index}.pickle").write_bytes(pickle.dumps(rest))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LOADS, str(tmp_path), str(len(models))],
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, capture_output=True, text=True, timeout=240, check=False,
@@ -73,52 +83,47 @@ def test_every_strategy_loads_in_a_new_process_that_imports_trainstep_and_trains
 @loads_weights_alone
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_checkpoint_holds_all_or_the_weights(name, tmp_path):
-    model = prepared(WORKLOAD, name)
+    workload = workload_of(name)
+    model = prepared(workload, name)
     full = keras.callbacks.ModelCheckpoint(str(tmp_path / "full.keras"))
     weights = keras.callbacks.ModelCheckpoint(str(tmp_path / "only.weights.h5"), save_weights_only=True)
-    fitted(model, WORKLOAD, epochs=1, callbacks=[full, weights])
+    fitted(model, workload, epochs=1, callbacks=[full, weights])
     loaded = keras.models.load_model(tmp_path / "full.keras")
     assert trainstep.applied(loaded) == trainstep.applied(model)
     assert_alike(loaded, model)
-    another = prepared(WORKLOAD, name)
+    another = prepared(workload, name)
     another.load_weights(tmp_path / "only.weights.h5")
     tf.nest.map_structure(np.testing.assert_array_equal, another.get_weights(), model.get_weights())
-    fitted(another, WORKLOAD, epochs=1)
+    fitted(another, workload, epochs=1)
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
 def test_a_checkpoint_of_tensorflow_holds_weights_and_state(name, options, tmp_path):
-    stopped, restored = prepared(WORKLOAD, name, options), prepared(WORKLOAD, name, options)
-    by_batch(stopped, range(0, 10, 2))
+    stopped, restored = (prepared(workload_of(name), name, options, run_eagerly=True) for _ in range(2))
+    by_batch(stopped, range(0, 10, 2), task_of(name))
     path = tf.train.Checkpoint(model=stopped, optimizer=stopped.optimizer).save(str(tmp_path / "state"))
     tf.train.Checkpoint(model=restored, optimizer=restored.optimizer).restore(path).assert_existing_objects_matched()
     for model in (stopped, restored):
-        by_batch(model, range(10, 20, 2))
+        by_batch(model, range(10, 20, 2), task_of(name))
     assert_alike(restored, stopped)
-
-
-def functional_net() -> keras.Model:
-    x = keras.Input((6,))
-    return keras.Model(x, keras.layers.Dense(1)(keras.layers.Dense(5, "tanh")(x)))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_clone_of_a_functional_model_has_the_strategies_and_not_their_state_and_that_of_a_sequential_neither(name):
-    model = trainstep.apply(functional_net(), name)
-    model.compile("adam", "mse")
-    by_batch(model, range(0, 10, 2))
+    model = prepared(workload_for(functional, task_of(name)), name, run_eagerly=True)
+    by_batch(model, range(0, 10, 2), task_of(name))
     clone = keras.models.clone_model(model)
     assert trainstep.applied(clone) == trainstep.applied(model)
     if getattr(clone, "optimizer", None) is not None:  # Keras 3 compiles it, with a new optimizer.
         assert clone.optimizer is not model.optimizer
         assert int(clone.optimizer.iterations.numpy()) == 0
-    sequential = prepared(WORKLOAD, name)
-    assert trainstep.applied(keras.models.clone_model(sequential)) == {}
+    if isinstance(sequential := prepared(workload_of(name), name), keras.Sequential):
+        assert trainstep.applied(keras.models.clone_model(sequential)) == {}
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
 def test_a_config_is_data_and_makes_the_same_model_again(name, options):
-    model = prepared(WORKLOAD, name, options)
+    model = prepared(workload_of(name), name, options)
     config = model.get_config()
     assert config["schema"] == 1
     assert list(config["strategies"]) == [name]
@@ -220,16 +225,17 @@ def test_nothing_in_a_file_is_run_as_code(code, saved, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_learning_rate_set_between_fits_takes_effect_and_no_state_is_lost(name):
-    model = prepared(WORKLOAD, name)
-    fitted(model, WORKLOAD, epochs=1)
+    workload = workload_of(name)
+    model = prepared(workload, name)
+    fitted(model, workload, epochs=1)
     before = optimizer_variables(model.optimizer), model.get_weights()
     model.optimizer.learning_rate = 0.0
-    fitted(model, WORKLOAD, epochs=1)
+    fitted(model, workload, epochs=1)
     trainable = {id(weight) for weight in model.trainable_weights}
     for weight, then in zip(model.weights, before[1], strict=True):
         if id(weight) in trainable:
             np.testing.assert_array_equal(weight.numpy(), then)
     assert len(optimizer_variables(model.optimizer)) == len(before[0])
     model.optimizer.learning_rate = 0.01
-    fitted(model, WORKLOAD, epochs=1)
+    fitted(model, workload, epochs=1)
     assert not np.array_equal(model.get_weights()[0], before[1][0])

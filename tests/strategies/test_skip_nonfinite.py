@@ -4,8 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalogue import NAMES
-from nets import BATCH, KINDS, Workload, X, Y, dense, numbers, one_weight, sgd, weight_of
+from nets import BATCH, KINDS, Workload, X, Y, dense, one_weight, sgd, weight_of
 from runs import optimizer_variables, prepared, run
 
 import trainstep
@@ -123,17 +122,6 @@ def test_it_drops_the_window_a_bad_batch_is_in():
         model.train_on_batch(*batch)
     assert weight_of(model) == 0.5  # One window is left: its mean gradient is 4.
     assert int(model.optimizer.iterations.numpy()) == 1
-
-
-@pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning")
-@pytest.mark.parametrize("other", [name for name in NAMES if name != "skip_nonfinite"])
-def test_a_bad_batch_with_every_other_strategy(other):
-    spec = {"skip_nonfinite": {}, other: {}}
-    model = prepared(KINDS["functional"], spec)
-    x = np.concatenate([numbers(BATCH, 6), np.full((BATCH, 6), NAN, "float32"), numbers(4 * BATCH, 6)])
-    y = numbers(len(x), 1)
-    model.fit(x, y, batch_size=BATCH, epochs=2, shuffle=False, verbose=0)
-    assert all(np.isfinite(weight).all() for weight in model.get_weights())
 
 
 def test_a_bad_batch_of_one_replica_is_skipped_on_both(mirrored):

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
-from catalogue import VARIANTS
-from nets import BATCH, X, Y
+from catalogue import VARIANTS, task_of
+from nets import BATCH, NUMBERS, Task, X, outputs
 from runs import Run, state_of
 
 import trainstep
@@ -56,21 +56,17 @@ CASES = [
 ]
 
 
-def build(*, norm: bool = True) -> keras.Model:
+def build(task: Task = NUMBERS, *, norm: bool = True) -> keras.Model:
     """Return a net with batch norm, unless told otherwise, and with dropout whose random state can be kept."""
     random = getattr(keras.backend, "experimental", None)  # Of Keras 2, where a layer decides as it is made.
     if random:
         random.enable_tf_random_generator()
     try:
-        return keras.Sequential(
-            [
-                keras.Input((6,)),
-                keras.layers.Dense(5, "tanh"),
-                *([keras.layers.BatchNormalization()] if norm else []),
-                keras.layers.Dropout(0.25, seed=1),
-                keras.layers.Dense(1),
-            ]
-        )
+        x = h = keras.Input(task.shape)
+        drop = keras.layers.Dropout(0.25, seed=1)
+        for layer in [*task.first_layers(), *([keras.layers.BatchNormalization()] if norm else []), drop]:
+            h = layer(h)
+        return keras.Model(x, outputs(task.last_layers(), h))
     finally:
         if random:
             random.disable_tf_random_generator()
@@ -110,11 +106,13 @@ def backup_of(folder: pathlib.Path, index: int) -> str:
 
 
 def train(case: Case, *callbacks: keras.callbacks.Callback) -> Run:
+    task = task_of(*case.spec)
+    metrics = {} if task.outputs else {"metrics": ["mae"]}
     keras.utils.set_random_seed(0)
-    model = trainstep.apply(build(), case.spec)
-    model.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"])
+    model = trainstep.apply(build(task), case.spec)
+    model.compile(keras.optimizers.Adam(0.01), task.loss, **metrics)
     history = model.fit(
-        X, Y, batch_size=BATCH, epochs=EPOCHS, shuffle=case.shuffle, verbose=0, callbacks=list(callbacks)
+        task.x, task.y, batch_size=BATCH, epochs=EPOCHS, shuffle=case.shuffle, verbose=0, callbacks=list(callbacks)
     )
     return state_of(model, history)
 

@@ -3,6 +3,7 @@
 python workers.py FOLDER first|again
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -15,13 +16,12 @@ import backups
 import keras
 import numpy as np
 import tensorflow as tf
-from catalogue import NAMES
-from nets import dense, numbers, sgd
+from catalogue import NAMES, spec_of, task_of
+from nets import X, Y, dense, sgd
 
 import trainstep
 
-BATCH, EPOCHS = 4, 2
-X, Y = numbers(20, 6), 3 * numbers(20, 1, seed=1)
+BATCH, EPOCHS, EXAMPLES = 4, 2, 20
 FULL = {
     "adversarial": {"epsilon": 0.1, "random_start": True},
     "gradient_accumulation": {"steps": 2},
@@ -59,7 +59,7 @@ class Subclassed(keras.Model):
 
 
 SCENARIOS: dict[str, tuple[Callable[[], keras.Model], Any]] = {
-    **{name: (dense, name) for name in NAMES},
+    **{name: (functools.partial(dense, task_of(name)), spec_of(name)) for name in NAMES},
     "full stack": (dense, FULL),
     "deferred build": (deferred, {**FULL, "mixed_precision": {"dtype": "bfloat16"}}),
     "subclassed": (Subclassed, FULL),
@@ -69,19 +69,23 @@ SCENARIOS: dict[str, tuple[Callable[[], keras.Model], Any]] = {
 def train(name: str, distribution: Any, callbacks: Sequence[keras.callbacks.Callback] = ()) -> dict[str, Any]:
     """Fit, evaluate and predict; return all there is to compare."""
     build, spec = SCENARIOS[name]
+    task = task_of(*spec)
+    metrics = {} if task.outputs else {"metrics": ["mae"]}
+    x, y = tf.nest.map_structure(lambda values: values[:EXAMPLES], (task.x, task.y))
+    validation = tf.nest.map_structure(lambda values: values[:8], (x + 1, y))
     keras.utils.set_random_seed(0)
     with distribution.scope():
         model = trainstep.apply(build(), spec)
-        model.compile(sgd(0.1, momentum=0.9), "mse", metrics=["mae"])
+        model.compile(sgd(0.1, momentum=0.9), task.loss, **metrics)
     schedule = keras.callbacks.LearningRateScheduler(lambda epoch: 0.1 / (epoch + 1))
     history = model.fit(
-        X,
-        Y,
+        x,
+        y,
         batch_size=BATCH,
         epochs=EPOCHS,
         shuffle=False,
         verbose=0,
-        validation_data=(X[:8] + 1, Y[:8]),
+        validation_data=validation,
         callbacks=[schedule, *callbacks],
     )
     logs = {key: list(map(float, values)) for key, values in history.history.items()}
@@ -89,8 +93,8 @@ def train(name: str, distribution: Any, callbacks: Sequence[keras.callbacks.Call
     return {
         "logs": logs,
         "weights": [weight.tolist() for weight in model.get_weights()],
-        "evaluate": model.evaluate(X, Y, batch_size=BATCH, verbose=0, return_dict=True),
-        "predict": model.predict(X, batch_size=BATCH, verbose=0).tolist(),
+        "evaluate": model.evaluate(x, y, batch_size=BATCH, verbose=0, return_dict=True),
+        "predict": [values.tolist() for values in tf.nest.flatten(model.predict(x, batch_size=BATCH, verbose=0))],
     }
 
 
@@ -101,7 +105,9 @@ def with_backup(folder: pathlib.Path, distribution: Any, *callbacks: keras.callb
         model = trainstep.apply(normalized(), backups.FULL)
         model.compile(keras.optimizers.Adam(0.01), "mse")
     callbacks = (backups.backing_up(str(folder)), *callbacks)
-    history = model.fit(X, Y, batch_size=BATCH, epochs=3, shuffle=False, verbose=0, callbacks=list(callbacks))
+    history = model.fit(
+        X[:EXAMPLES], Y[:EXAMPLES], batch_size=BATCH, epochs=3, shuffle=False, verbose=0, callbacks=list(callbacks)
+    )
     run = backups.state_of(model, history)
     variables = [variable.tolist() for variable in [*run.variables, *run.optimizer, *(run.state or [])]]
     return {"logs": run.history, "variables": variables}
