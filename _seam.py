@@ -673,6 +673,14 @@ def layers_of(model: Any) -> list[Any]:
     return list(dict.fromkeys(model._flatten_layers()))
 
 
+def statistics_of(model: Any) -> list[Any]:
+    """Return the variables that layers of `model` keep and no optimizer trains, frozen or not: those of batch norm."""
+    # `non_trainable_weights` of a frozen layer are all it has, and of a model those of its frozen layers, too.
+    name = "_non_trainable_variables" if KERAS_3 else "_non_trainable_weights"
+    found = {key_of(v): v for layer in layers_of(model) for v in getattr(layer, name, [])}
+    return [variable for variable in found.values() if tf.as_dtype(variable.dtype).is_floating]
+
+
 def output_layers_of(model: Any) -> list[Any]:
     """Return the innermost layers whose outputs are those of `model`; none where that is not known."""
     if isinstance(model, keras.Sequential):

@@ -54,16 +54,21 @@ class Cost:
 
 @dataclass(frozen=True)
 class Slot:
-    """A state variable of `shape`, a scalar by default; with `per_weight` one of zeros for each trainable variable."""
+    """A state variable of `shape`, a scalar by default.
+
+    With `per_weight` it is a list of one of zeros for each trainable variable; with `per_statistic` a tuple of one of
+    zeros for each variable that a layer keeps and no optimizer trains, the moving averages of batch norm for example.
+    """
 
     initial: float = 0.0
     dtype: str = "float32"
     per_weight: bool = False
     shape: tuple[int, ...] = ()
+    per_statistic: bool = False
 
     def __post_init__(self) -> None:
         """Raise `StrategyDefinitionError` for what could not be had."""
-        if self.per_weight and self.initial:
+        if (self.per_weight or self.per_statistic) and self.initial:
             raise StrategyDefinitionError(
                 f"A slot for each weight starts at zeros, not at {self.initial}: optimizers make no others."
             )

@@ -23,7 +23,7 @@ HOOKS = (
 )
 HOST_HOOKS = (
     *("attach_strategies", "detach_strategies", "finish_epoch", "check_progress", "loss_scale", "check_model"),
-    "evaluation_weights",
+    *("evaluation_weights", "keep_statistics"),
 )
 RESERVED = (
     *(*HOOKS, *HOST_HOOKS, "strategy_options", "strategy_state", "acts_on_updates", "composes_objectives"),
@@ -36,6 +36,7 @@ OWNED_BY_THE_ROOT = (
         "train_on_batch",
         "evaluate",
         "predict",
+        "export",
         "compile",
         "compile_from_config",
         "make_train_function",

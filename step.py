@@ -25,7 +25,7 @@ import functools
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
@@ -174,6 +174,14 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
         """Return a context in which the model has the weights it is to be judged by: by default those it trains."""
         return contextlib.nullcontext()
 
+    def keep_statistics(self, statistics: Sequence[tf.Tensor]) -> None:
+        """Take batch-norm statistics estimated for `evaluation_weights`: by default they become those of the model.
+
+        Called on the host by `reestimate_batch_norm`, with one tensor for each of `_seam.statistics_of`.
+        """
+        for variable, value in zip(_seam.statistics_of(self), statistics, strict=True):
+            variable.assign(value)
+
     def finish_epoch(self) -> None:
         """Finish what the last steps left open. Called on the host when an epoch of `fit` ends, before validation."""
 
@@ -232,6 +240,12 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
         """Predict as Keras does, with `evaluation_weights`."""
         with self.evaluation_weights():
             return super().predict(*args, **kwargs)
+
+    @functools.wraps(keras.Model.export)
+    def export(self, *args: Any, **kwargs: Any) -> Any:
+        """Export as Keras does, with `evaluation_weights`: what is served is what was judged."""
+        with self.evaluation_weights():
+            return super().export(*args, **kwargs)
 
     @functools.wraps(keras.Model.compile)
     def compile(self, *args: Any, **kwargs: Any) -> None:
