@@ -10,7 +10,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import keras
 import numpy as np
@@ -19,6 +19,8 @@ import tensorflow as tf
 from trainstep.declaration import Slot
 from trainstep.errors import ModelConflictError, NotCompiledError
 from trainstep.gradients import scale
+
+Result = TypeVar("Result")
 
 KERAS_3 = int(keras.__version__.split(".")[0]) >= 3
 
@@ -296,8 +298,8 @@ def probe(model: Any, x: Any, y: Any, sample_weight: Any, *, training: bool) -> 
 
 
 def without_trace(
-    model: Any, function: Callable[[], tf.Tensor], *, training: bool, random_state: Sequence[tuple[Any, Any]] = ()
-) -> tf.Tensor:
+    model: Any, function: Callable[[], Result], *, training: bool, random_state: Sequence[tuple[Any, Any]] = ()
+) -> Result:
     """Return what `function` returns, which passes through `model`, and leave everything as it was before.
 
     Batch-norm statistics, metrics and, on Keras 3, the state of dropout are as before it. On Keras 2
@@ -306,14 +308,17 @@ def without_trace(
 
     Args:
         model: compiled.
-        function: looks at the model, changes no weight, and returns one tensor.
+        function: looks at the model and changes no weight; it may take gradients.
         training: whether it passes through the model in training mode.
         random_state: what `random_state` returned: the masks of dropout are those drawn from there.
     """
     if KERAS_3:
-        # Regularizers look only at weights that the scope maps, and fail on others.
-        mapping = [*((weight, weight) for weight in model.trainable_variables), *random_state]
-        with keras.StatelessScope(mapping, collect_losses=True):
+        # Regularizers look only at weights that the scope maps, and fail on others. To the variables themselves: a
+        # scope made with them reads them at once, and a tape opened within it would not see that they are used.
+        weights = {id(weight): tf_variable(weight) for weight in model.trainable_variables}
+        scope = keras.StatelessScope(random_state, collect_losses=True)
+        scope.state_mapping.update(weights)
+        with scope:
             return function()
     statistics = _snapshot(model.non_trainable_variables) if training else []
     metrics = _snapshot(metric_variables(model))  # Now: those of `add_metric` are updated by the forward pass.

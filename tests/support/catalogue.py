@@ -54,9 +54,14 @@ def variants() -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
+def conflicts(name: str) -> dict[str, str]:
+    """Return what `name`, with its default options or those of its example, cannot be combined with, and why."""
+    return dict(declaration(name).conflicts_with(declaration(name).options(**declaration(name).example)))
+
+
 def conflict(one: str, other: str) -> str | None:
     """Return why two strategies cannot be combined; None where they can."""
-    return declaration(one).conflicts.get(other) or declaration(other).conflicts.get(one)
+    return conflicts(one).get(other) or conflicts(other).get(one)
 
 
 def together() -> list[str]:
