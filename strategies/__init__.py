@@ -3,6 +3,8 @@
 from trainstep.strategies.adaptive_gradient_clipping import AdaptiveGradientClipping as AdaptiveGradientClipping
 from trainstep.strategies.adversarial import Adversarial as Adversarial
 from trainstep.strategies.confidence_penalty import ConfidencePenalty as ConfidencePenalty
+from trainstep.strategies.cutmix import Cutmix as Cutmix
+from trainstep.strategies.cutout import Cutout as Cutout
 from trainstep.strategies.diagnostics import Diagnostics as Diagnostics
 from trainstep.strategies.ema import Ema as Ema
 from trainstep.strategies.gradient_accumulation import GradientAccumulation as GradientAccumulation

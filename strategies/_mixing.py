@@ -4,7 +4,6 @@ Replicas draw what one device would, and mix with examples of one another: rows 
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -141,8 +140,3 @@ def check_labels(strategy: str, model: Any, y: Any) -> None:
                 f"{strategy} mixes labels, which must be dense and of a floating dtype, and these are {found}. Turn "
                 "class numbers into one-hot labels, keras.utils.to_categorical(y).astype('float32'), and cast numbers."
             )
-
-
-def replaced(x: Any, tensors: Sequence[Any]) -> Any:
-    """Return the structure `x` with these tensors in it."""
-    return tf.nest.pack_sequence_as(x, list(tensors))
