@@ -235,7 +235,7 @@ class _OfFunction(keras.losses.Loss):
     """A function as a loss, which makes labels and predictions of one rank and dtype before it calls it."""
 
     def __init__(self, function: Callable[[Any, Any], Any]) -> None:
-        super().__init__()
+        super().__init__(name="of_function")  # Keras 3 makes a scope of it, which may not begin with an underscore.
         self._function = function
 
     def call(self, y_true: Any, y_pred: Any) -> Any:

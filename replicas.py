@@ -57,6 +57,18 @@ def place_among_replicas(count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.reduce_sum(counts[:mine]), tf.reduce_sum(counts)
 
 
+_GATHERED = (tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)  # What collectives take on all devices.
+
+
+def gather_over_replicas(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Return each tensor with its rows on all replicas, in their order: what one device would have."""
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1 or not tensors:
+        return list(tensors)
+    able = [t if t.dtype in _GATHERED else tf.cast(t, tf.float32 if t.dtype.is_floating else tf.int32) for t in tensors]
+    gathered = tf.distribute.get_replica_context().all_gather(able, axis=0)
+    return [tf.cast(rows, tensor.dtype) for rows, tensor in zip(gathered, tensors, strict=True)]
+
+
 def assign(pairs: Sequence[tuple[Any, Any]]) -> None:
     """Assign to each state variable its new value, which must be the same on every replica."""
     _change(pairs, lambda variable, value: variable.assign(value))
