@@ -10,6 +10,7 @@ from trainstep.strategies.gradient_centralization import GradientCentralization 
 from trainstep.strategies.gradient_clipping import GradientClipping as GradientClipping
 from trainstep.strategies.gradient_noise import GradientNoise as GradientNoise
 from trainstep.strategies.gradient_penalty import GradientPenalty as GradientPenalty
+from trainstep.strategies.gradnorm import Gradnorm as Gradnorm
 from trainstep.strategies.layer_freezing import LayerFreezing as LayerFreezing
 from trainstep.strategies.layerwise_learning_rates import LayerwiseLearningRates as LayerwiseLearningRates
 from trainstep.strategies.lookahead import Lookahead as Lookahead

@@ -93,3 +93,16 @@ def inner_products(gradients: Sequence[Gradients]) -> tf.Tensor:
 def _product(one: Gradients, other: Gradients) -> tf.Tensor:
     pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
     return tf.add_n([tf.zeros(()), *(tf.reduce_sum(tf.cast(a, tf.float32) * tf.cast(b, tf.float32)) for a, b in pairs)])
+
+
+def backward_weighted(output: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+    """Return `output`, the gradient through which is `weight`, a scalar, times what it would be."""
+
+    @tf.custom_gradient
+    def pass_through(values: tf.Tensor) -> Any:
+        def pulled(upstream: tf.Tensor) -> tf.Tensor:
+            return upstream * tf.cast(weight, upstream.dtype)
+
+        return tf.identity(values), pulled
+
+    return pass_through(output)

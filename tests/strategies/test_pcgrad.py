@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from nets import BATCH, Task, Workload, dense, functional, numbers, sgd, workload_for
+from nets import BATCH, Task, Workload, dense, functional, numbers, sgd, two_tasks, workload_for
 from runs import assert_same, differs, run
 
 import trainstep
@@ -13,15 +13,6 @@ from trainstep.strategies._tasks import inner_products
 from trainstep.strategies.pcgrad import conflicting, surgery
 
 OUTPUTS = Task(outputs=True)
-
-
-def two_tasks(**arguments) -> keras.Model:
-    """Return a = w . left and b = w . right for one w of two numbers, which starts at zero."""
-    left, right = keras.Input((2,), name="left"), keras.Input((2,), name="right")
-    layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros", **arguments)
-    named = {"a": keras.layers.Activation("linear", name="a"), "b": keras.layers.Activation("linear", name="b")}
-    outputs = {name: named[name](layer(x)) for name, x in (("a", left), ("b", right))}
-    return keras.Model({"left": left, "right": right}, outputs)
 
 
 def stepped(model: keras.Model, x: dict, y: dict, spec="pcgrad", **compiled) -> np.ndarray:
@@ -179,8 +170,8 @@ def test_it_is_an_own_loop_with_the_algorithm_sample_weights_and_all(assert_clos
 def twins() -> keras.Model:
     """Return two outputs that are the same function of the input, with dropout, batch norm and a regularizer."""
     model = functional()
-    layer = keras.layers.Activation("linear", name="again")
-    return keras.Model(model.inputs, {"value": model.outputs[0], "again": layer(model.outputs[0])})
+    names = ("value", "again")
+    return keras.Model(model.inputs, {n: keras.layers.Activation("linear", name=n)(model.outputs[0]) for n in names})
 
 
 def test_without_conflicts_it_is_plain_keras_bit_for_bit():
@@ -233,7 +224,8 @@ def test_replicas_project_the_gradients_of_the_whole_batch(workload, batch_size,
 
 
 def scaling() -> keras.optimizers.Optimizer:
-    return keras.optimizers.LossScaleOptimizer(sgd(), initial_scale=2.0**10)
+    module = keras.optimizers if hasattr(keras.optimizers, "LossScaleOptimizer") else keras.mixed_precision
+    return module.LossScaleOptimizer(sgd(), initial_scale=2.0**10)
 
 
 def test_a_loss_scale_changes_nothing(assert_close):
