@@ -166,8 +166,7 @@ def sums_its_loss(model: Any) -> bool:
 def losses_of_outputs(model: Any, y_pred: Any) -> list[Any]:
     """Return what `compile` was given to train each of the flattened outputs by: a function, a loss, or None."""
     return [
-        keras.losses.get(loss) if isinstance(loss, str) else loss
-        for loss in _for_each_output(model, model.loss, y_pred)
+        keras.losses.get(loss) if isinstance(loss, str) else loss for loss in for_each_output(model, model.loss, y_pred)
     ]
 
 
@@ -175,11 +174,11 @@ def weights_of_outputs(model: Any, y_pred: Any) -> list[float]:
     """Return the `loss_weights` of `compile` for each of the flattened outputs."""
     # Public only as part of `get_compile_config`, which takes everything else, the optimizer too, apart with it.
     container = model._compile_loss if KERAS_3 else model.compiled_loss
-    weights = _for_each_output(model, container and container._user_loss_weights, y_pred)
+    weights = for_each_output(model, container and container._user_loss_weights, y_pred)
     return [1.0 if weight is None else float(weight) for weight in weights]
 
 
-def _for_each_output(model: Any, given: Any, y_pred: Any) -> list[Any]:
+def for_each_output(model: Any, given: Any, y_pred: Any) -> list[Any]:
     """Return what `compile` was `given` for each of the flattened outputs: one for all, by name, or in their order."""
     outputs = tf.nest.flatten(y_pred)
     if isinstance(given, dict):

@@ -56,13 +56,15 @@ _ModelBase = keras.Model if TYPE_CHECKING else object
 class Batch(NamedTuple):
     """What one step trains on; all tensors share their first dimension, the examples.
 
-    `extra` holds what one hook leaves for another, by name.
+    `extra` holds what one hook leaves for another, by name. `through` is a function that what the model puts out
+    passes through before there is a loss of it: for who has to know, or change, how the loss depends on each output.
     """
 
     x: Any
     y: Any = None
     sample_weight: Any = None
     extra: Mapping[str, Any] = MappingProxyType({})
+    through: Callable[[Any], Any] | None = None
 
 
 class Objective(NamedTuple):
@@ -120,6 +122,8 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
         replica's share: the mean over its examples, divided by the number of replicas.
         """
         y_pred = _seam.forward(self, batch.x, training=True)
+        if batch.through is not None:
+            y_pred = batch.through(y_pred)
         loss = _seam.compute_loss(self, batch.x, batch.y, y_pred, batch.sample_weight, training=True)
         return Objective(loss, y_pred)
 

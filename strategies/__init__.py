@@ -12,6 +12,7 @@ from trainstep.strategies.gradient_centralization import GradientCentralization 
 from trainstep.strategies.gradient_clipping import GradientClipping as GradientClipping
 from trainstep.strategies.gradient_noise import GradientNoise as GradientNoise
 from trainstep.strategies.gradient_penalty import GradientPenalty as GradientPenalty
+from trainstep.strategies.gradnorm import Gradnorm as Gradnorm
 from trainstep.strategies.label_smoothing import LabelSmoothing as LabelSmoothing
 from trainstep.strategies.layer_freezing import LayerFreezing as LayerFreezing
 from trainstep.strategies.layerwise_learning_rates import LayerwiseLearningRates as LayerwiseLearningRates
@@ -19,6 +20,7 @@ from trainstep.strategies.lookahead import Lookahead as Lookahead
 from trainstep.strategies.micro_batches import MicroBatches as MicroBatches
 from trainstep.strategies.mixed_precision import MixedPrecision as MixedPrecision
 from trainstep.strategies.mixup import Mixup as Mixup
+from trainstep.strategies.pcgrad import Pcgrad as Pcgrad
 from trainstep.strategies.percentile_clipping import PercentileClipping as PercentileClipping
 from trainstep.strategies.sam import Sam as Sam
 from trainstep.strategies.skip_nonfinite import SkipNonfinite as SkipNonfinite

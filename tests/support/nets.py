@@ -202,6 +202,15 @@ def weight_of(model: keras.Model) -> float:
     return float(w)
 
 
+def two_tasks(**arguments) -> keras.Model:
+    """Return a = w . left and b = w . right for one w of two numbers, which starts at zero."""
+    left, right = keras.Input((2,), name="left"), keras.Input((2,), name="right")
+    layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros", **arguments)
+    named = {"a": keras.layers.Activation("linear", name="a"), "b": keras.layers.Activation("linear", name="b")}
+    outputs = {name: named[name](layer(x)) for name, x in (("a", left), ("b", right))}
+    return keras.Model({"left": left, "right": right}, outputs)
+
+
 def sgd(learning_rate: Any = 0.1, **arguments: Any) -> keras.optimizers.Optimizer:
     return keras.optimizers.SGD(learning_rate, **arguments)
 
