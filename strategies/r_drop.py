@@ -36,7 +36,7 @@ class RDropOptions(StrategyOptions):
 
 
 def symmetric_divergence(log_p: tf.Tensor, log_q: tf.Tensor) -> tf.Tensor:
-    """Return the mean of KL(p || q) and KL(q || p) of each entry, from logarithms: (batch, ...)."""
+    """Return the mean of KL(p || q) and KL(q || p), from logarithms (..., classes): (...)."""
     return (divergence(log_p, log_q) + divergence(log_q, log_p)) / 2
 
 
@@ -94,7 +94,8 @@ class RDrop(Strategy):
         outputs, weights = tf.nest.flatten(first), _seam.weights_of_outputs(self, first)
         divergences = []
         for output in class_outputs("r_drop", self, first):
-            values = symmetric_divergence(output.log_probabilities(first), output.log_probabilities(second))
+            values = symmetric_divergence(output.distributions(first), output.distributions(second))
+            values = tf.reduce_mean(values, axis=-1)
             of_examples = weight_of_output(batch.sample_weight, output.index)
             share = share_of_mean(self, values, outputs[output.index], of_examples)
             divergences.append(weights[output.index] * share)
