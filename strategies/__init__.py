@@ -6,6 +6,7 @@ from trainstep.strategies.confidence_penalty import ConfidencePenalty as Confide
 from trainstep.strategies.cutmix import Cutmix as Cutmix
 from trainstep.strategies.cutout import Cutout as Cutout
 from trainstep.strategies.diagnostics import Diagnostics as Diagnostics
+from trainstep.strategies.distillation import Distillation as Distillation
 from trainstep.strategies.ema import Ema as Ema
 from trainstep.strategies.gradient_accumulation import GradientAccumulation as GradientAccumulation
 from trainstep.strategies.gradient_centralization import GradientCentralization as GradientCentralization
@@ -22,6 +23,7 @@ from trainstep.strategies.mixed_precision import MixedPrecision as MixedPrecisio
 from trainstep.strategies.mixup import Mixup as Mixup
 from trainstep.strategies.pcgrad import Pcgrad as Pcgrad
 from trainstep.strategies.percentile_clipping import PercentileClipping as PercentileClipping
+from trainstep.strategies.r_drop import RDrop as RDrop
 from trainstep.strategies.sam import Sam as Sam
 from trainstep.strategies.skip_nonfinite import SkipNonfinite as SkipNonfinite
 from trainstep.strategies.standard import Standard as Standard

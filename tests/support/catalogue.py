@@ -4,13 +4,15 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from nets import Task
+from nets import Task, teacher
 
 import trainstep
 from trainstep import registry
 from trainstep.definition import hooks_used
+from trainstep.strategies import distillation
 
 NAMES = trainstep.names()
+distillation.provide("teacher.keras", teacher)  # The one of its example, which teaches nets of every kind.
 
 
 def declaration(name: str) -> trainstep.Declaration:
