@@ -296,8 +296,8 @@ def probe(model: Any, x: Any, y: Any, sample_weight: Any, *, training: bool) -> 
 
 
 def without_trace(
-    model: Any, function: Callable[[], tf.Tensor], *, training: bool, random_state: Sequence[tuple[Any, Any]] = ()
-) -> tf.Tensor:
+    model: Any, function: Callable[[], Any], *, training: bool, random_state: Sequence[tuple[Any, Any]] = ()
+) -> Any:
     """Return what `function` returns, which passes through `model`, and leave everything as it was before.
 
     Batch-norm statistics, metrics and, on Keras 3, the state of dropout are as before it. On Keras 2
@@ -306,7 +306,7 @@ def without_trace(
 
     Args:
         model: compiled.
-        function: looks at the model, changes no weight, and returns one tensor.
+        function: looks at the model, changes no weight, and returns a tensor, or nested ones.
         training: whether it passes through the model in training mode.
         random_state: what `random_state` returned: the masks of dropout are those drawn from there.
     """
@@ -337,6 +337,19 @@ def without_trace(
 def random_state(model: Any) -> list[tuple[Any, tf.Tensor]]:
     """Return what the next masks of dropout are drawn from; nothing on Keras 2, where it cannot be reached."""
     return [(variable, tf.convert_to_tensor(variable)) for variable in random_variables(model)] if KERAS_3 else []
+
+
+@contextlib.contextmanager
+def same_masks(random_state: Sequence[tuple[Any, Any]]) -> Iterator[None]:
+    """Let dropout draw, as long as this lasts, the masks it drew since `random_state`, and go on as without it."""
+    now = [(variable, tf.convert_to_tensor(variable)) for variable, _ in random_state]
+    for variable, value in random_state:
+        variable.assign(value)
+    try:
+        yield
+    finally:
+        for variable, value in now:
+            variable.assign(value)
 
 
 def _snapshot_of_others(model: Any, kept: Sequence[tuple[Any, tf.Tensor]]) -> list[tuple[Any, tf.Tensor]]:
