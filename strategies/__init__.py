@@ -13,6 +13,7 @@ from trainstep.strategies.gradient_penalty import GradientPenalty as GradientPen
 from trainstep.strategies.layer_freezing import LayerFreezing as LayerFreezing
 from trainstep.strategies.layerwise_learning_rates import LayerwiseLearningRates as LayerwiseLearningRates
 from trainstep.strategies.lookahead import Lookahead as Lookahead
+from trainstep.strategies.mart import Mart as Mart
 from trainstep.strategies.micro_batches import MicroBatches as MicroBatches
 from trainstep.strategies.mixed_precision import MixedPrecision as MixedPrecision
 from trainstep.strategies.percentile_clipping import PercentileClipping as PercentileClipping

@@ -51,6 +51,15 @@ class Classes(NamedTuple):
             return tf.concat([1 - labels, labels], axis=-1)
         return labels
 
+    def by_question(self, values: tf.Tensor) -> tf.Tensor:
+        """Return `values`, shaped as `log_probabilities`, as (batch, ..., questions, classes).
+
+        An output has one question, but for a binary one: each of its units is asked for yes or no.
+        """
+        if self.kind != "binary":
+            return values[..., tf.newaxis, :]
+        return tf.stack(tf.split(values, 2, axis=-1), axis=-1)
+
 
 def class_outputs(strategy: str, model: Any, y_pred: Any) -> list[Classes]:
     """Return the outputs of `model` that are trained by one of Keras's cross-entropies.
@@ -135,10 +144,8 @@ def mean_divergence(
     found = []
     for output in class_outputs(strategy, model, y_pred):
         log_p, log_q = output.log_probabilities(y_pred), output.log_probabilities(other)
-        values = divergence(tf.stop_gradient(log_p) if fixed else log_p, log_q)
-        if output.kind == "binary":
-            values /= log_p.shape[-1] / 2
+        values = divergence(output.by_question(tf.stop_gradient(log_p) if fixed else log_p), output.by_question(log_q))
         weights = weight_of_output(sample_weight, output.index)
-        mean = share_of_mean(model, values, outputs[output.index], weights)
+        mean = share_of_mean(model, tf.reduce_mean(values, axis=-1), outputs[output.index], weights)
         found.append(loss_weights[output.index] * mean)
     return tf.add_n(found)

@@ -9,8 +9,8 @@ and the activations of both are kept. The attack is in inference mode and leaves
 on are in training mode, and batch norm counts both, in turn. On Keras 3 these have the same dropout masks, so that what
 differs is the input alone; on Keras 2, where the state of dropout cannot be reached, each draws its own.
 
-Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019, equation 5 and
-algorithm 1, https://arxiv.org/abs/1901.08573
+Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019, algorithm 1,
+https://arxiv.org/abs/1901.08573
 """
 
 from typing import Any
