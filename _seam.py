@@ -307,7 +307,7 @@ def without_trace(
 
     Args:
         model: compiled.
-        function: looks at the model and changes no weight; it may take gradients.
+        function: looks at the model and changes no weight; returns a tensor, or nested ones, gradients too.
         training: whether it passes through the model in training mode.
         random_state: what `random_state` returned: the masks of dropout are those drawn from there.
     """
@@ -341,6 +341,19 @@ def without_trace(
 def random_state(model: Any) -> list[tuple[Any, tf.Tensor]]:
     """Return what the next masks of dropout are drawn from; nothing on Keras 2, where it cannot be reached."""
     return [(variable, tf.convert_to_tensor(variable)) for variable in random_variables(model)] if KERAS_3 else []
+
+
+@contextlib.contextmanager
+def same_masks(random_state: Sequence[tuple[Any, Any]]) -> Iterator[None]:
+    """Let dropout draw, as long as this lasts, the masks it drew since `random_state`, and go on as without it."""
+    now = [(variable, tf.convert_to_tensor(variable)) for variable, _ in random_state]
+    for variable, value in random_state:
+        variable.assign(value)
+    try:
+        yield
+    finally:
+        for variable, value in now:
+            variable.assign(value)
 
 
 def _snapshot_of_others(model: Any, kept: Sequence[tuple[Any, tf.Tensor]]) -> list[tuple[Any, tf.Tensor]]:

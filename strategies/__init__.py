@@ -18,6 +18,7 @@ from trainstep.strategies.label_smoothing import LabelSmoothing as LabelSmoothin
 from trainstep.strategies.layer_freezing import LayerFreezing as LayerFreezing
 from trainstep.strategies.layerwise_learning_rates import LayerwiseLearningRates as LayerwiseLearningRates
 from trainstep.strategies.lookahead import Lookahead as Lookahead
+from trainstep.strategies.mart import Mart as Mart
 from trainstep.strategies.micro_batches import MicroBatches as MicroBatches
 from trainstep.strategies.mixed_precision import MixedPrecision as MixedPrecision
 from trainstep.strategies.mixup import Mixup as Mixup
@@ -28,3 +29,4 @@ from trainstep.strategies.sam import Sam as Sam
 from trainstep.strategies.skip_nonfinite import SkipNonfinite as SkipNonfinite
 from trainstep.strategies.standard import Standard as Standard
 from trainstep.strategies.swa import Swa as Swa
+from trainstep.strategies.trades import Trades as Trades

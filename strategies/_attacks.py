@@ -1,7 +1,8 @@
 """Perturbations of the input within a ball: what attacks have in common.
 
 Pure functions of tensors, for strategies that train on adversarial examples and for evaluation.
-All balls are around each example by itself: `norm` is over everything but the first dimension.
+All balls are around each example by itself: `norm` is over everything but the first dimension. A radius
+and the length of a step are numbers, or float32 scalar tensors where they are on a schedule.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,12 @@ from trainstep.errors import UnsupportedInputError, nearest
 from trainstep.replicas import place_among_replicas
 
 Norm = Literal["linf", "l2"]
+Length = float | tf.Tensor
+
+
+def _as(dtype: tf.DType, length: Length) -> tf.Tensor:
+    """Return `length` in `dtype`: a number without a detour over float32."""
+    return tf.cast(length, dtype) if tf.is_tensor(length) else tf.constant(length, dtype)
 
 
 def l2_norm(x: tf.Tensor) -> tf.Tensor:
@@ -37,16 +44,16 @@ def ascent_direction(gradient: tf.Tensor, norm: Norm) -> tf.Tensor:
     return tf.math.divide_no_nan(scaled, l2_norm(scaled))
 
 
-def project(delta: tf.Tensor, epsilon: float, norm: Norm) -> tf.Tensor:
+def project(delta: tf.Tensor, epsilon: Length, norm: Norm) -> tf.Tensor:
     """Return the point of the ball of radius `epsilon` nearest to `delta`."""
+    radius = _as(delta.dtype, epsilon)
     if norm == "linf":
-        return tf.clip_by_value(delta, -epsilon, epsilon)
-    length = l2_norm(delta)
-    return delta * (epsilon / tf.maximum(length, epsilon))
+        return tf.clip_by_value(delta, -radius, radius)
+    return delta * tf.math.divide_no_nan(radius, tf.maximum(l2_norm(delta), radius))
 
 
 def perturbed(
-    x: tf.Tensor, delta: tf.Tensor, epsilon: float, norm: Norm, clip_range: tuple[float, float] | None
+    x: tf.Tensor, delta: tf.Tensor, epsilon: Length, norm: Norm, clip_range: tuple[float, float] | None
 ) -> tf.Tensor:
     """Return `x + delta`, within the ball and the range to the last float.
 
@@ -55,7 +62,7 @@ def perturbed(
     """
     wide, x_wide = tf.cast(delta, tf.float64), tf.cast(x, tf.float64)
     # Short of epsilon by more than the norm can be off, itself computed in float64.
-    wide = project(wide, epsilon if norm == "linf" else epsilon * (1 - 1e-12), norm)
+    wide = project(wide, _as(wide.dtype, epsilon) * (1 if norm == "linf" else 1 - 1e-12), norm)
     result = tf.cast(x_wide + wide, x.dtype)
     too_far = tf.abs(tf.cast(result, tf.float64) - x_wide) > tf.abs(wide)
     result = tf.where(too_far, tf.math.nextafter(result, x), result)
@@ -81,30 +88,41 @@ def in_range(x: tf.Tensor, clip_range: tuple[float, float]) -> tf.Tensor:
     return ~tf.reduce_any(tf.math.is_finite(x) & ((x < low - slack) | (x > high + slack)))
 
 
-def random_delta(x: tf.Tensor, epsilon: float, norm: Norm, seed: tf.Tensor) -> tf.Tensor:
+def _rows(x: tf.Tensor) -> tuple[slice, tf.Tensor]:
+    """Return which rows of a draw for all replicas are for the examples of `x`, and the shape of the whole."""
+    examples = tf.shape(x)[0]
+    first, all_examples = place_among_replicas(examples)
+    return slice(first, first + examples), tf.concat([[all_examples], tf.shape(x)[1:]], axis=0)
+
+
+def normal_delta(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Return a point of the standard normal distribution for each example of `x`; `seed` as in `random_delta`."""
+    rows, shape = _rows(x)
+    return tf.random.stateless_normal(shape, seed, dtype=x.dtype)[rows]
+
+
+def random_delta(x: tf.Tensor, epsilon: Length, norm: Norm, seed: tf.Tensor) -> tf.Tensor:
     """Return a point drawn uniformly from the ball around 0, for each example of `x`.
 
     `seed` is an int32 tensor of shape (2,). Replicas draw the rows that one device would; a step
     compiled by XLA draws other numbers than one that is not, of the same distribution.
     """
-    examples = tf.shape(x)[0]
-    first, all_examples = place_among_replicas(examples)
-    rows = slice(first, first + examples)
-    shape = tf.concat([[all_examples], tf.shape(x)[1:]], axis=0)
+    rows, shape = _rows(x)
+    limit = _as(x.dtype, epsilon)
     if norm == "linf":
-        return tf.random.stateless_uniform(shape, seed, -epsilon, epsilon, x.dtype)[rows]
+        return tf.random.stateless_uniform(shape, seed, -limit, limit, x.dtype)[rows]
     normal = tf.random.stateless_normal(shape, seed, dtype=x.dtype)[rows]
     radii_seed = seed + tf.constant([0, 1])
     uniform = tf.random.stateless_uniform(shape[:1], radii_seed, dtype=x.dtype)[rows]
-    dimensions = tf.cast(tf.size(x) / tf.maximum(examples, 1), x.dtype)
+    dimensions = tf.cast(tf.size(x) / tf.maximum(tf.shape(x)[0], 1), x.dtype)
     # The share of a ball of radius r in the ball of radius 1 is r ** dimensions.
-    radius = epsilon * tf.reshape(uniform, [-1] + [1] * (len(x.shape) - 1)) ** (1 / dimensions)
+    radius = limit * tf.reshape(uniform, [-1] + [1] * (len(x.shape) - 1)) ** (1 / dimensions)
     return radius * ascent_direction(normal, "l2")
 
 
+# Steps up to which an attack is traced step by step: on a processor with AVX512-BF16, a pass within a loop of
+# TensorFlow takes 1.37 times as long, as oneDNN lays out its tensors anew in each.
 _UNROLLED = 10
-"""Steps up to which an attack is traced step by step: on a processor with AVX512-BF16, a pass within a loop of
-TensorFlow takes 1.37 times as long, as oneDNN lays out its tensors anew in each."""
 
 
 def ascend(
@@ -112,10 +130,10 @@ def ascend(
     inputs: list[tf.Tensor],
     deltas: list[tf.Tensor],
     *,
-    epsilon: float,
+    epsilon: Length,
     norm: Norm,
     steps: int,
-    step_size: float,
+    step_size: Length,
     clip_range: tuple[float, float] | None,
 ) -> list[tf.Tensor]:
     """Return `inputs` moved by `steps` projected steps of gradient ascent, from `inputs + deltas`.
@@ -136,11 +154,11 @@ def ascend(
         return sums if clip_range is None else [tf.clip_by_value(each, *clip_range) for each in sums]
 
     def step(*deltas: tf.Tensor) -> list[tf.Tensor]:
-        gradients = input_gradients(moved(deltas))
-        return [
-            project(delta if gradient is None else delta + step_size * ascent_direction(gradient, norm), epsilon, norm)
-            for delta, gradient in zip(deltas, gradients, strict=True)
-        ]
+        ends = []
+        for delta, gradient in zip(deltas, input_gradients(moved(deltas)), strict=True):
+            change = 0.0 if gradient is None else _as(delta.dtype, step_size) * ascent_direction(gradient, norm)
+            ends.append(project(delta + change, epsilon, norm))
+        return ends
 
     if steps <= _UNROLLED:
         for _ in range(steps):
@@ -156,6 +174,25 @@ def ascend(
     ]
 
 
+def movable(x: Any, able: Sequence[bool]) -> tuple[list[tf.Tensor], Callable[[Sequence[tf.Tensor]], Any]]:
+    """Return the tensors of the structure `x` that are to be moved, and what puts others in their place.
+
+    Args:
+        x: a tensor, or nested tensors, of shape (batch, ...).
+        able: for each tensor of the flattened `x`, whether to move it; see `attackable`.
+    """
+    tensors = tf.nest.flatten(x)
+    chosen = [position for position, ok in enumerate(able) if ok]
+
+    def with_moved(moved: Sequence[tf.Tensor]) -> Any:
+        replaced = dict(zip(chosen, moved, strict=True))
+        return tf.nest.pack_sequence_as(x, [replaced.get(i, tensor) for i, tensor in enumerate(tensors)])
+
+    # Half precision could not tell neighbouring points of a small ball apart.
+    half = (tf.float16, tf.bfloat16)
+    return [tf.cast(t, tf.float32) if t.dtype in half else t for t in (tensors[i] for i in chosen)], with_moved
+
+
 def attack(
     x: Any,
     able: Sequence[bool],
@@ -163,9 +200,8 @@ def attack(
     differentiate: Callable[[tf.GradientTape, tf.Tensor, list[tf.Tensor]], Any],
     *,
     seed: tf.Tensor | None,
-    epsilon: float,
-    norm: Norm,
-    **budget: Any,
+    stddev: float | None = None,
+    **ball: Any,
 ) -> Any:
     """Return the structure `x` with some of its tensors moved to where the loss is high.
 
@@ -175,19 +211,18 @@ def attack(
         loss_at: maps a structure like `x` to a scalar loss, without a trace in the model's state.
         differentiate: maps a tape, a loss and tensors to gradients.
         seed: of the point to start from, an int32 tensor of shape (2,); None starts at `x` itself.
-        epsilon: see `ascend`.
-        norm: see `ascend`.
-        **budget: `steps`, `step_size` and `clip_range`, see `ascend`.
+        stddev: of a normal distribution around `x` to start from; None: anywhere in the ball.
+        **ball: `epsilon`, `norm`, `steps`, `step_size` and `clip_range`, see `ascend`.
     """
-    tensors = tf.nest.flatten(x)
-    chosen = [position for position, ok in enumerate(able) if ok]
-    # Half precision could not tell neighbouring points of a small ball apart.
-    half = (tf.float16, tf.bfloat16)
-    originals = [tf.cast(t, tf.float32) if t.dtype in half else t for t in (tensors[i] for i in chosen)]
+    originals, with_moved = movable(x, able)
 
-    def with_moved(moved: Sequence[tf.Tensor]) -> Any:
-        replaced = dict(zip(chosen, moved, strict=True))
-        return tf.nest.pack_sequence_as(x, [replaced.get(i, tensor) for i, tensor in enumerate(tensors)])
+    def start(index: int, original: tf.Tensor) -> tf.Tensor:
+        if seed is None:
+            return tf.zeros_like(original)
+        own = seed + tf.constant([index, 0])
+        if stddev is None:
+            return random_delta(original, ball["epsilon"], ball["norm"], own)
+        return project(stddev * normal_delta(original, own), ball["epsilon"], ball["norm"])
 
     def input_gradients(moved: list[tf.Tensor]) -> Sequence[tf.Tensor | None]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -195,13 +230,8 @@ def attack(
             loss = loss_at(with_moved(moved))
         return differentiate(tape, loss, moved)
 
-    if seed is None:
-        deltas = [tf.zeros_like(original) for original in originals]
-    else:
-        deltas = [
-            random_delta(original, epsilon, norm, seed + tf.constant([i, 0])) for i, original in enumerate(originals)
-        ]
-    return with_moved(ascend(input_gradients, originals, deltas, epsilon=epsilon, norm=norm, **budget))
+    deltas = [start(index, original) for index, original in enumerate(originals)]
+    return with_moved(ascend(input_gradients, originals, deltas, **ball))
 
 
 def attackable(x: Any, model: Any, chosen: Sequence[str] | None) -> list[bool]:

@@ -62,6 +62,15 @@ class Classes(NamedTuple):
             return tf.concat([1 - labels, labels], axis=-1)
         return labels
 
+    def by_question(self, values: tf.Tensor) -> tf.Tensor:
+        """Return `values`, shaped as `log_probabilities`, as (batch, ..., questions, classes).
+
+        An output has one question, but for a binary one: each of its units is asked for yes or no.
+        """
+        if self.kind != "binary":
+            return values[..., tf.newaxis, :]
+        return tf.stack(tf.split(values, 2, axis=-1), axis=-1)
+
 
 def class_outputs(strategy: str, model: Any, y_pred: Any) -> list[Classes]:
     """Return the outputs of `model` that are trained by one of Keras's cross-entropies.
@@ -124,3 +133,30 @@ def weight_of_output(sample_weight: Any, index: int) -> Any:
     """Return what weighs the examples for the output at `index`: of one weight for all, that."""
     flat = tf.nest.flatten(sample_weight)
     return flat[index] if len(flat) > 1 else flat[0]
+
+
+def mean_divergence(
+    strategy: str, model: Any, y_pred: Any, other: Any, sample_weight: Any, *, fixed: bool = False
+) -> tf.Tensor:
+    """Return this replica's share of the mean of KL(p || q): a float32 scalar.
+
+    It is summed over the outputs of classes, each times its loss weight. Of an output of several yes-or-no answers it
+    is the mean over these, as the cross-entropy is.
+
+    Args:
+        strategy: that asks.
+        model: compiled.
+        y_pred: all its outputs; p are the probabilities of those that are classes.
+        other: outputs of the same structure; q is of these.
+        sample_weight: of the batch, or None.
+        fixed: whether p is a constant, through which there is no gradient.
+    """
+    outputs, loss_weights = tf.nest.flatten(y_pred), _seam.weights_of_outputs(model, y_pred)
+    found = []
+    for output in class_outputs(strategy, model, y_pred):
+        log_p, log_q = output.log_probabilities(y_pred), output.log_probabilities(other)
+        values = divergence(output.by_question(tf.stop_gradient(log_p) if fixed else log_p), output.by_question(log_q))
+        weights = weight_of_output(sample_weight, output.index)
+        mean = share_of_mean(model, tf.reduce_mean(values, axis=-1), outputs[output.index], weights)
+        found.append(loss_weights[output.index] * mean)
+    return tf.add_n(found)

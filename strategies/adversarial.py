@@ -19,33 +19,31 @@ https://arxiv.org/abs/1706.06083; Wong et al., ICLR 2020, https://arxiv.org/abs/
 import functools
 from typing import Any, Literal
 
-import tensorflow as tf
-from pydantic import Field, FiniteFloat, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
-from trainstep.errors import UnsupportedInputError
 from trainstep.gradients import differentiate
 from trainstep.registry import register
-from trainstep.replicas import assign
-from trainstep.step import Batch, Objective, Strategy, require
-from trainstep.strategies._attacks import Norm, attack, attackable, in_range
-
-_OUT_OF_RANGE = """adversarial: inputs lie outside of clip_range={}, where none is moved. Give the range of your data, \
-(0, 255) for images as they are stored, or scale them."""
+from trainstep.schedules import highest, is_always, value_at
+from trainstep.step import Batch, Objective, Strategy
+from trainstep.strategies._adversaries import (
+    ClipRange,
+    Epsilon,
+    Inputs,
+    NormOfBall,
+    checked,
+    next_seed,
+)
+from trainstep.strategies._attacks import attack
 
 
 class AdversarialOptions(StrategyOptions):
     """The attack, its budget, and the share of clean examples."""
 
     attack: Literal["fgsm", "pgd"] = Field(default="fgsm", description="One step, or several with projection.")
-    epsilon: float = Field(
-        default=8 / 255,
-        ge=0,
-        allow_inf_nan=False,
-        description="Radius of the ball, in units of the input.",
-    )
-    norm: Norm = Field(default="linf", description="The ball's norm, over each example and input by itself.")
+    epsilon: Epsilon = 8 / 255
+    norm: NormOfBall = "linf"
     steps: int | None = Field(default=None, ge=1, description="Gradients taken; None: 1 for fgsm, 7 for pgd.")
     step_size: float | None = Field(
         default=None,
@@ -57,28 +55,12 @@ class AdversarialOptions(StrategyOptions):
         default=None, description="Start anywhere in the ball; None: no for fgsm, yes for pgd."
     )
     clean_weight: float = Field(default=0.0, ge=0, le=1, description="Weight of the loss of the clean examples.")
-    clip_range: tuple[FiniteFloat, FiniteFloat] | None = Field(
-        default=None,
-        strict=False,
-        description="Lowest and highest value of an input, (0, 1) for images; None: no limits.",
-    )
+    clip_range: ClipRange = None
     attack_mode: Literal["inference", "training"] = Field(
         default="inference", description="Mode of dropout and batch norm while the attack looks for its example."
     )
-    inputs: tuple[str, ...] | None = Field(
-        default=None,
-        strict=False,
-        min_length=1,
-        description="Names of the inputs to perturb; None: all of a floating dtype.",
-    )
+    inputs: Inputs = None
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the random start.")
-
-    @field_validator("clip_range")
-    @classmethod
-    def _ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and not value[0] < value[1]:
-            raise ValueError(f"the lower end must be below the upper, not {value}")
-        return value
 
     @model_validator(mode="after")
     def _one_step(self) -> "AdversarialOptions":
@@ -89,7 +71,7 @@ class AdversarialOptions(StrategyOptions):
     @property
     def num_steps(self) -> int:
         """Gradients the attack takes: none where it could change nothing."""
-        if self.epsilon == 0 or self.clean_weight == 1:
+        if is_always(self.epsilon, 0) or self.clean_weight == 1:
             return 0
         return self.steps or (7 if self.attack == "pgd" else 1)
 
@@ -105,12 +87,16 @@ class AdversarialOptions(StrategyOptions):
 
     @property
     def length(self) -> float:
-        """Length of one step of the attack, in units of the input."""
+        """Length of one step of the attack, in units of the input; the longest, where epsilon is on a schedule."""
+        return self.length_at(highest(self.epsilon))
+
+    def length_at(self, epsilon: Any) -> Any:
+        """Return the length of one step where the ball has the radius `epsilon`, a number or a scalar tensor."""
         if self.step_size is not None:
             return self.step_size
         if self.attack == "pgd":
-            return 2.5 * self.epsilon / max(self.num_steps, 1)
-        return 1.25 * self.epsilon if self.starts_at_random else self.epsilon
+            return 2.5 * epsilon / max(self.num_steps, 1)
+        return 1.25 * epsilon if self.starts_at_random else epsilon
 
 
 def _cost(options: AdversarialOptions) -> Cost:
@@ -168,29 +154,18 @@ class Adversarial(Strategy):
     def _adversarial_examples(self, batch: Batch) -> Any:
         options = self.strategy_options["adversarial"]
         _seam.ensure_built(self, batch.x)
-        able = attackable(batch.x, self, options.inputs)
-        if options.clip_range is not None:
-            moved = [x for x, ok in zip(tf.nest.flatten(batch.x), able, strict=True) if ok]
-            within = tf.reduce_all([in_range(x, options.clip_range) for x in moved])
-            message = _OUT_OF_RANGE.format(options.clip_range)
-            with tf.control_dependencies([require(within, message, UnsupportedInputError)]):
-                batch = batch._replace(x=tf.nest.map_structure(tf.identity, batch.x))
-        seed = None
-        if options.starts_at_random:
-            draws = self.strategy_state["adversarial"]["draws"]
-            draw = tf.convert_to_tensor(draws)
-            seed = tf.stack([options.seed, 2 * draw])  # Two numbers a draw: the L2 ball takes a second.
-            assign([(draws, draw + 1)])
+        x, able = checked("adversarial", self, batch.x, options)
+        epsilon = value_at(options.epsilon, self.optimizer.iterations)
 
-        def loss_at(x: Any) -> tf.Tensor:
+        def loss_at(x: Any) -> Any:
             return _seam.probe(self, x, batch.y, batch.sample_weight, training=options.attack_mode == "training")
 
         return attack(
-            *(batch.x, able, loss_at, functools.partial(differentiate, self)),
-            seed=seed,
-            epsilon=options.epsilon,
+            *(x, able, loss_at, functools.partial(differentiate, self)),
+            seed=next_seed("adversarial", self) if options.starts_at_random else None,
+            epsilon=epsilon,
             norm=options.norm,
             steps=options.num_steps,
-            step_size=options.length,
+            step_size=options.length_at(epsilon),
             clip_range=options.clip_range,
         )
