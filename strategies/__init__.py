@@ -4,6 +4,7 @@ from trainstep.strategies.adaptive_gradient_clipping import AdaptiveGradientClip
 from trainstep.strategies.adversarial import Adversarial as Adversarial
 from trainstep.strategies.confidence_penalty import ConfidencePenalty as ConfidencePenalty
 from trainstep.strategies.diagnostics import Diagnostics as Diagnostics
+from trainstep.strategies.dp_sgd import DpSgd as DpSgd
 from trainstep.strategies.ema import Ema as Ema
 from trainstep.strategies.gradient_accumulation import GradientAccumulation as GradientAccumulation
 from trainstep.strategies.gradient_centralization import GradientCentralization as GradientCentralization
