@@ -14,8 +14,6 @@ which takes many times as long. Batch norm, which mixes examples, is refused; dr
 Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, algorithm 1, https://arxiv.org/abs/1607.00133
 """
 
-import importlib
-import importlib.util
 import math
 from typing import Any
 
@@ -25,12 +23,12 @@ from pydantic import Field, model_validator
 from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Report, Slot, Stage, StrategyOptions
 from trainstep.definition import hooks_used, strategies_of
-from trainstep.errors import InvalidOptionsError, ModelConflictError
-from trainstep.gradients import Gradients, scale
+from trainstep.errors import ModelConflictError
+from trainstep.gradients import scale
 from trainstep.registry import register
 from trainstep.replicas import assign
 from trainstep.step import Batch, Evaluation, Strategy, Update, num_loss_terms
-from trainstep.strategies import _per_example
+from trainstep.strategies import _accountant, _ghost_norms, _per_example
 from trainstep.strategies.gradient_noise import add_noise
 
 
@@ -69,33 +67,7 @@ class DpSgdOptions(StrategyOptions):
         return math.isinf(self.l2_norm_clip)
 
 
-def epsilon(*, noise_multiplier: float, sampling_probability: float, updates: int, delta: float) -> float:
-    """Return the epsilon of (epsilon, delta)-differential privacy after so many updates.
-
-    It is that of batches in which each example is, in each update anew, with `sampling_probability`: Poisson sampling.
-    Keras shuffles and takes each example once an epoch, for which no bound as tight is known; the number is what
-    everybody reports all the same. By dp-accounting, with Renyi differential privacy; two sets of data are neighbours
-    where one has an example more.
-    """
-    dp_accounting = importlib.import_module("dp_accounting")
-    event = dp_accounting.PoissonSampledDpEvent(sampling_probability, dp_accounting.GaussianDpEvent(noise_multiplier))
-    accountant = dp_accounting.rdp.RdpAccountant()
-    accountant.compose(event, updates)
-    return float(accountant.get_epsilon(delta))
-
-
-def spent_by(model: Any, *, num_examples: int, delta: float) -> float:
-    """Return the `epsilon` of the updates of `model` since it was compiled, as if all were of its largest batch."""
-    state = model.strategy_state["dp_sgd"]
-    updates, largest = int(state["updates"].numpy()), float(state["largest"].numpy())
-    if not updates:
-        return 0.0
-    return epsilon(
-        noise_multiplier=model.strategy_options["dp_sgd"].noise_multiplier,
-        sampling_probability=min(1.0, largest / num_examples),
-        updates=updates,
-        delta=delta,
-    )
+epsilon = _accountant.epsilon
 
 
 def why_one_by_one(model: Any) -> str | None:
@@ -107,7 +79,7 @@ def why_one_by_one(model: Any) -> str | None:
         if "compute_objective" in used or (inside and "compute_gradients" in used):
             return f"what {name!r} makes of the loss is known to be of one example alone only where there is one"
         inside = inside or name == "dp_sgd"
-    return _per_example.obstacle(model)
+    return _ghost_norms.obstacle(model)
 
 
 @register
@@ -151,8 +123,8 @@ class DpSgd(Strategy):
     def check_model(self) -> None:
         super().check_model()
         options = self.strategy_options["dp_sgd"]
-        if options.num_examples and importlib.util.find_spec("dp_accounting") is None:
-            raise InvalidOptionsError('dp_sgd: num_examples needs dp-accounting: pip install "trainstep[privacy]".')
+        if options.num_examples:
+            _accountant.check_installed()
         accumulation = self.strategy_options.get("gradient_accumulation")
         means = accumulation is None or (accumulation.weighting, accumulation.reduction) == ("samples", "mean")
         if not (options.is_plain or means):
@@ -176,9 +148,9 @@ class DpSgd(Strategy):
                 "dp_sgd takes the mean over examples, and the loss is a sum (reduction='sum'). Compile with a loss "
                 "that is a mean, and a learning rate times the size of a batch."
             )
-        regularized, clip = self._gradients_of_regularization(), options.l2_norm_clip
+        regularized, clip = _per_example.of_regularization(self), options.l2_norm_clip
         if options.ghost and why_one_by_one(self) is None:
-            evaluation, clipped = _per_example.in_one_pass(self, batch, clip)
+            evaluation, clipped = _ghost_norms.in_one_pass(self, batch, clip)
         else:
             evaluation, clipped = _per_example.one_by_one(super().compute_gradients, batch, regularized, clip)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
@@ -203,7 +175,7 @@ class DpSgd(Strategy):
         super().finish_epoch()
         options = self.strategy_options["dp_sgd"]
         if options.num_examples:
-            spent = tf.constant(spent_by(self, num_examples=options.num_examples, delta=options.delta))
+            spent = tf.constant(_accountant.spent_by(self, num_examples=options.num_examples, delta=options.delta))
             self.record("epsilon", lambda: spent)
 
     def _check_layers(self) -> None:
@@ -216,9 +188,3 @@ class DpSgd(Strategy):
                     "with each other's statistics. Use LayerNormalization or GroupNormalization, or set its "
                     "`trainable = False`."
                 )
-
-    def _gradients_of_regularization(self) -> Gradients:
-        with tf.GradientTape() as tape:
-            losses = _seam.regularization(self)
-            total = tf.add_n(losses) if losses else tf.zeros(())
-        return tape.gradient(total, self.trainable_variables)
