@@ -6,9 +6,35 @@ from typing import Any
 import tensorflow as tf
 
 from trainstep import _seam
-from trainstep.errors import UnsupportedInputError
+from trainstep.errors import ModelConflictError, UnsupportedInputError
 from trainstep.gradients import Gradients, dense, scale
 from trainstep.step import Batch, Evaluation, num_loss_terms
+
+
+def check_layers(model: Any) -> None:
+    """Raise `ModelConflictError` where a layer of `model` normalizes examples with each other's statistics."""
+    for layer in _seam.layers_of(model):
+        if _seam.is_batch_norm(layer) and layer.trainable:
+            raise ModelConflictError(
+                f"dp_sgd needs the gradient of each example by itself, and the layer {layer.name!r} normalizes all "
+                "with each other's statistics. Use LayerNormalization or GroupNormalization, or set its "
+                "`trainable = False`."
+            )
+
+
+def has_ragged(batch: Batch) -> bool:
+    """Tell whether a tensor of `batch` is ragged.
+
+    Raises:
+        UnsupportedInputError: one is sparse.
+    """
+    tensors = tf.nest.flatten((batch.x, batch.y, batch.sample_weight, dict(batch.extra)))
+    if any(isinstance(tensor, tf.SparseTensor) for tensor in tensors):
+        raise UnsupportedInputError(
+            "dp_sgd takes single examples from dense and ragged tensors, not from sparse ones. Make them dense in the "
+            "data pipeline (tf.sparse.to_dense)."
+        )
+    return any(isinstance(tensor, tf.RaggedTensor) for tensor in tensors)
 
 
 def clip_factors(squared_norms: tf.Tensor, clip: float) -> tf.Tensor:
@@ -93,11 +119,6 @@ def _example(batch: Batch, index: tf.Tensor | None) -> Batch:
     """Return the example of `batch` at `index`, as a batch; the first, if there is one, for None."""
 
     def of_one(tensor: Any) -> Any:
-        if isinstance(tensor, tf.SparseTensor):
-            raise UnsupportedInputError(
-                "dp_sgd takes single examples from dense and ragged tensors, not from sparse ones. Make them dense in "
-                "the data pipeline (tf.sparse.to_dense)."
-            )
         if tensor is None:
             return None
         return tensor[:1] if index is None else tf.gather(tensor, tf.reshape(index, [1]))

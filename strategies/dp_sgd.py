@@ -113,7 +113,7 @@ class DpSgd(Strategy):
         cost=lambda options: (
             Cost()
             if options.is_plain
-            else Cost(time=2.0, memory="inputs of the layers as patches; gradients of examples, layer by layer")
+            else Cost(time=2.0, memory="patches of layers' inputs; gradients of examples", batch_norm="refused")
         ),
         state=lambda options: {"updates": Slot(dtype="int32"), "largest": Slot()} if options.noise_multiplier else {},
         reports=lambda options: {"epsilon": Report(over="last")} if options.num_examples else {},
@@ -133,14 +133,15 @@ class DpSgd(Strategy):
                 f"weighting={accumulation.weighting!r} and reduction={accumulation.reduction!r}. Leave them at "
                 "'samples' and 'mean'."
             )
-        self._check_layers()
+        if not options.is_plain:
+            _per_example.check_layers(self)
 
     def compute_gradients(self, batch: Batch) -> Evaluation:
         options = self.strategy_options["dp_sgd"]
         if options.is_plain:
             return super().compute_gradients(batch)
         _seam.ensure_built(self, batch.x)
-        self._check_layers()
+        _per_example.check_layers(self)
         if not self.trainable_variables:
             return super().compute_gradients(batch)
         if _seam.sums_its_loss(self):
@@ -149,7 +150,8 @@ class DpSgd(Strategy):
                 "that is a mean, and a learning rate times the size of a batch."
             )
         regularized, clip = _per_example.of_regularization(self), options.l2_norm_clip
-        if options.ghost and why_one_by_one(self) is None:
+        ragged = _per_example.has_ragged(batch)  # And nothing sparse.
+        if options.ghost and not ragged and why_one_by_one(self) is None:
             evaluation, clipped = _ghost_norms.in_one_pass(self, batch, clip)
         else:
             evaluation, clipped = _per_example.one_by_one(super().compute_gradients, batch, regularized, clip)
@@ -163,9 +165,9 @@ class DpSgd(Strategy):
         if not options.noise_multiplier:
             super().update_weights(update)
             return
-        state, terms = self.strategy_state["dp_sgd"], tf.maximum(update.terms, 1.0)  # All may be masked.
+        state, terms = self.strategy_state["dp_sgd"], update.terms
         count, largest = tf.convert_to_tensor(state["updates"]), tf.convert_to_tensor(state["largest"])
-        stddev = options.noise_multiplier * options.l2_norm_clip / terms
+        stddev = tf.math.divide_no_nan(options.noise_multiplier * options.l2_norm_clip, terms)
         # Negative, as no other count of updates is: other noise of the same seed must not be this once more.
         gradients = add_noise(update.gradients, stddev, tf.stack([options.seed, -1 - count]))
         assign([(state["updates"], count + 1), (state["largest"], tf.maximum(largest, terms))])
@@ -177,14 +179,3 @@ class DpSgd(Strategy):
         if options.num_examples:
             spent = tf.constant(_accountant.spent_by(self, num_examples=options.num_examples, delta=options.delta))
             self.record("epsilon", lambda: spent)
-
-    def _check_layers(self) -> None:
-        if self.strategy_options["dp_sgd"].is_plain:
-            return
-        for layer in _seam.layers_of(self):
-            if _seam.is_batch_norm(layer) and layer.trainable:
-                raise ModelConflictError(
-                    f"dp_sgd needs the gradient of each example by itself, and the layer {layer.name!r} normalizes all "
-                    "with each other's statistics. Use LayerNormalization or GroupNormalization, or set its "
-                    "`trainable = False`."
-                )
