@@ -6,11 +6,12 @@ use of something that is not public API says why nothing public serves.
 """
 
 import contextlib
+import functools
 import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import keras
 import numpy as np
@@ -678,6 +679,118 @@ def path_of(weight: Any) -> str:
 def tf_variable(variable: Any) -> Any:
     """Return what TensorFlow itself knows `variable` as."""
     return variable.value if KERAS_3 and isinstance(variable, keras.Variable) else variable
+
+
+# --- What layers do with an example ---------------------------------------------------------------
+
+_SEPARABLE = {
+    "mean_squared_error": "MeanSquaredError",
+    "mean_absolute_error": "MeanAbsoluteError",
+    "mean_absolute_percentage_error": "MeanAbsolutePercentageError",
+    "mean_squared_logarithmic_error": "MeanSquaredLogarithmicError",
+    "huber": "Huber",
+    "log_cosh": "LogCosh",
+    "poisson": "Poisson",
+    "kl_divergence": "KLDivergence",
+    "hinge": "Hinge",
+    "squared_hinge": "SquaredHinge",
+    "categorical_hinge": "CategoricalHinge",
+    "categorical_crossentropy": "CategoricalCrossentropy",
+    "categorical_focal_crossentropy": "CategoricalFocalCrossentropy",
+    "sparse_categorical_crossentropy": "SparseCategoricalCrossentropy",
+    "binary_crossentropy": "BinaryCrossentropy",
+    "binary_focal_crossentropy": "BinaryFocalCrossentropy",
+}
+"""Losses of Keras whose value for an example is of that example alone, by the name of the function and of the class."""
+_MEANS = ("sum_over_batch_size", "mean", "auto")  # "auto" is the mean of Keras 2.
+
+
+def is_batch_norm(layer: Any) -> bool:
+    """Tell whether `layer` is a batch norm of any kind."""
+    # Those of TensorFlow 1 and across replicas, which Keras 2 has besides, have a base in common without a public name.
+    kind = keras.layers.BatchNormalization if KERAS_3 else keras.layers.BatchNormalization.__base__
+    return isinstance(layer, kind)
+
+
+def is_separable(model: Any) -> bool:
+    """Tell whether the loss of `model` is a mean of losses of examples, each of one example alone, and Keras's own."""
+    if not _is_of_keras(type(model).compute_loss):
+        return False
+    functions = [getattr(keras.losses, name) for name in _SEPARABLE]
+    classes = [getattr(keras.losses, name) for name in _SEPARABLE.values()]
+    for loss in tf.nest.flatten(model.loss):
+        loss = keras.losses.get(loss) if isinstance(loss, str) else loss  # noqa: PLW2901
+        if not (loss in functions or (type(loss) in classes and loss.reduction in _MEANS)):
+            return False
+    return True
+
+
+def calls_its_layers_only(model: Any) -> bool:
+    """Tell whether a pass through `model` is one through its layers, in a graph known to Keras, and nothing else."""
+    if not _is_of_keras(type(model).call):
+        return False
+    # Operations that are no layers are part of a graph of Keras 3 only; those of Keras 2 are layers.
+    return all(isinstance(operation, keras.layers.Layer) for operation in getattr(model, "operations", ()))
+
+
+def _is_of_keras(function: Any) -> bool:
+    return function.__module__.split(".")[0] == "keras"
+
+
+def regularization(model: Any) -> list[tf.Tensor]:
+    """Return those losses of `model` that are of its weights alone, whatever it was called on."""
+    if KERAS_3:
+        return [weight.regularizer(weight) for weight in model.trainable_variables if weight.regularizer is not None]
+    # Among the public `losses` are those of the last call, too.
+    losses = [loss() for layer in layers_of(model) for loss in layer._callable_losses]
+    return [loss for loss in losses if loss is not None]
+
+
+class Call(NamedTuple):
+    """One call of a layer: what it got, and what it made of it before its activation."""
+
+    layer: Any
+    inputs: tf.Tensor
+    outputs: tf.Tensor
+
+
+@contextlib.contextmanager
+def watched_calls(layers: Sequence[Any]) -> Iterator[list[Call]]:
+    """Yield a list that takes in each call of one of `layers`, as long as this lasts."""
+    calls: list[Call] = []
+    before = [(vars(layer), {name: vars(layer)[name] for name in _WATCHED if name in vars(layer)}) for layer in layers]
+    for layer in layers:
+        _watch(layer, calls)
+    try:
+        yield calls
+    finally:
+        for attributes, own in before:
+            for name in _WATCHED:
+                attributes.pop(name, None)
+            attributes.update(own)
+
+
+_WATCHED = ("call", "activation")
+
+
+def _watch(layer: Any, calls: list[Call]) -> None:
+    # Neither Keras tells, where it computes, what a layer got, or made before its activation. Both look for the two
+    # attributes at each call; they are set past `Layer.__setattr__`, which would track them.
+    call, activation, made = layer.call, getattr(layer, "activation", None), []
+
+    @functools.wraps(call)
+    def watched_call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = call(inputs, *args, **kwargs)
+        calls.append(Call(layer, inputs, made.pop() if made else outputs))
+        return outputs
+
+    def watched_activation(values: Any) -> Any:
+        made.append(values)
+        return activation(values)
+
+    vars(layer)["call"] = watched_call
+    if activation is not None:
+        vars(layer)["activation"] = watched_activation
 
 
 # --- Dtype policies -------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ class Stage(enum.IntEnum):
     ASCENT = 45
     ACCUMULATION = 50
     LOSS_SCALING = 60
+    PRIVACY = 62
     MEASURING = 65
     CENTRALIZATION = 70
     CLIPPING = 80
@@ -95,6 +96,7 @@ NEEDS = {
     "one-hot labels": "labels of a floating dtype, one-hot rather than class numbers",
     "images": "an input of shape (batch, height, width, channels)",
     "outputs": "two outputs or more, each with a loss",
+    "separate examples": "layers that look at each example by itself, so no batch norm that is trained",
     "float inputs": "dense inputs of a floating dtype",
     "dense inputs": "inputs that are no sparse tensors",
 }

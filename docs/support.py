@@ -67,9 +67,9 @@ def page(shown: dict[str, dict[str, dict[str, str]]]) -> str:
 MATRIX_HEAD = """# Which strategies go together
 
 Every two of the catalogue are trained with once by the tests, whatever the order of listing, on both Kerases: `+`
-where they go together, else a number for the reason they are refused with, before any data is read. Written by `make support` from
-what the tests noted while they ran; not by hand. How two of them act on each other is on their cards, and in
-`trainstep plan one+other`.
+where they go together, else a number for the reason they are refused with, before any data is read. Written by
+`make support` from what the tests noted while they ran; not by hand. How two of them act on each other is on their
+cards, and in `trainstep plan one+other`.
 
 """
 

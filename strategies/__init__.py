@@ -7,6 +7,7 @@ from trainstep.strategies.cutmix import Cutmix as Cutmix
 from trainstep.strategies.cutout import Cutout as Cutout
 from trainstep.strategies.diagnostics import Diagnostics as Diagnostics
 from trainstep.strategies.distillation import Distillation as Distillation
+from trainstep.strategies.dp_sgd import DpSgd as DpSgd
 from trainstep.strategies.ema import Ema as Ema
 from trainstep.strategies.gradient_accumulation import GradientAccumulation as GradientAccumulation
 from trainstep.strategies.gradient_centralization import GradientCentralization as GradientCentralization

@@ -28,7 +28,9 @@ def task_of(*names: str) -> Task:
     """Return what nets have to be made for, for all these strategies to train them."""
     needs = {need for name in names for need in declaration(name).needs}
     classes = bool(needs & {"classes", "one-hot labels"})
-    return Task(images="images" in needs, classes=classes, outputs="outputs" in needs)
+    return Task(
+        images="images" in needs, classes=classes, outputs="outputs" in needs, separate="separate examples" in needs
+    )
 
 
 def spec_of(*names: str) -> dict[str, dict[str, Any]]:

@@ -40,6 +40,8 @@ class Task:
     """One-hot labels of three classes instead of a number."""
     outputs: bool = False
     """Both of them, each an output."""
+    separate: bool = False
+    """No batch norm, which mixes examples."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,6 +69,11 @@ class Task:
             return [keras.layers.Dense(5, "tanh", **first)]
         return [keras.layers.Conv2D(5, 2, activation="tanh", **first), keras.layers.GlobalAveragePooling2D()]
 
+    def norm(self, **arguments: Any) -> keras.layers.Layer:
+        """Return a new layer that normalizes."""
+        kind = keras.layers.LayerNormalization if self.separate else keras.layers.BatchNormalization
+        return kind(**arguments)
+
     def last_layers(self) -> dict[str, keras.layers.Layer]:
         """Return new layers from five numbers to the outputs, by name."""
         if self.outputs:
@@ -92,7 +99,7 @@ def functional(task: Task = NUMBERS) -> keras.Model:
     x = h = keras.Input(task.shape, name="numbers")
     for layer in task.first_layers(kernel_regularizer=keras.regularizers.L2(0.01), name="hidden"):
         h = layer(h)
-    h = keras.layers.BatchNormalization(name="norm")(h)
+    h = task.norm(name="norm")(h)
     h = keras.layers.Dropout(0.25, seed=1, name="drop")(h)
     return keras.Model(x, outputs(task.last_layers(), h))
 
@@ -112,7 +119,7 @@ def sequential(task: Task = NUMBERS) -> keras.Model:
         [
             keras.Input(task.shape),
             *task.first_layers(kernel_regularizer=keras.regularizers.L2(0.01)),
-            keras.layers.BatchNormalization(),
+            task.norm(),
             keras.layers.Dropout(0.25, seed=1),
             *task.last_layers().values(),
         ]
@@ -125,7 +132,7 @@ class Subclassed(keras.Model):
     def __init__(self, task: Task = NUMBERS) -> None:
         super().__init__()
         self.first = task.first_layers(kernel_regularizer=keras.regularizers.L2(0.01))
-        self.norm = keras.layers.BatchNormalization()
+        self.norm = task.norm()
         self.drop = keras.layers.Dropout(0.25, seed=1)
         self.last = task.last_layers()
 
