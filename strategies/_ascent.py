@@ -9,6 +9,8 @@ from trainstep import _seam
 from trainstep.gradients import Gradients, dense
 from trainstep.replicas import assign
 
+TWO_ASCENTS = "both take the gradient at other weights, and one inside of the other is neither. Take one of them."
+
 
 def along(gradients: Gradients, length: float | tf.Tensor) -> Gradients:
     """Return the step of L2 norm `length`, over all together, along `gradients`; zero where all are zero."""
