@@ -18,11 +18,11 @@ from pydantic import Field
 
 from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Stage, StrategyOptions
-from trainstep.gradients import Gradients, dense
+from trainstep.gradients import Gradients
 from trainstep.registry import register
 from trainstep.schedules import is_always, scheduled, value_at
 from trainstep.step import Batch, Evaluation, Strategy, summed_gradients
-from trainstep.strategies._ascent import TWO_ASCENTS, along, beginning, gradients_after, projection
+from trainstep.strategies._ascent import TWO_ASCENTS, all_dense, along, beginning, gradients_after, projection
 
 
 class GsamOptions(StrategyOptions):
@@ -97,7 +97,8 @@ class Gsam(Strategy):
         everywhere = summed_gradients(self, batch, evaluation)
         steps = along(everywhere, value_at(options.rho, self.optimizer.iterations))
         ascended = evaluation._replace(gradients=gradients_after(self, steps, gradients_there, start))
-        ascended_everywhere = summed_gradients(self, batch, ascended)
-        factor = projection(*([dense(g) for g in each] for each in (everywhere, ascended_everywhere)))
-        shares = ([dense(g) for g in each.gradients] for each in (evaluation, ascended))
-        return evaluation._replace(gradients=closing_the_gap(*shares, factor, options.alpha))
+        factor = projection(all_dense(everywhere), all_dense(summed_gradients(self, batch, ascended)))
+        gradients = closing_the_gap(
+            all_dense(evaluation.gradients), all_dense(ascended.gradients), factor, options.alpha
+        )
+        return evaluation._replace(gradients=gradients)

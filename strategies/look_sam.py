@@ -26,6 +26,7 @@ from trainstep.step import Batch, Evaluation, Strategy, summed_gradients
 from trainstep.strategies._ascent import (
     TWO_ASCENTS,
     Beginning,
+    all_dense,
     along,
     beginning,
     gradients_after,
@@ -112,7 +113,7 @@ class LookSam(Strategy):
             return super().compute_gradients(batch)
         start = beginning(self)
         evaluation = super().compute_gradients(batch)
-        everywhere = [dense(gradient) for gradient in summed_gradients(self, batch, evaluation)]
+        everywhere = all_dense(summed_gradients(self, batch, evaluation))
         present = [index for index, gradient in enumerate(everywhere) if gradient is not None]
         state = self.strategy_state["look_sam"]
 
@@ -124,7 +125,7 @@ class LookSam(Strategy):
             steps = along(everywhere, value_at(options.rho, self.optimizer.iterations))
             found = evaluation._replace(gradients=gradients_after(self, steps, gradients_there, start))
             if state:
-                found_everywhere = [dense(gradient) for gradient in summed_gradients(self, batch, found)]
+                found_everywhere = all_dense(summed_gradients(self, batch, found))
                 new, kept = turn(everywhere, found_everywhere), state["turn"]
                 # Not that of a bad batch, which would spoil the steps up to the next ascent.
                 finite = all_finite([*everywhere, *found_everywhere])
