@@ -6,7 +6,7 @@ two, and calls `super()`; composing several is inheriting from all of them, sort
     train_step(data)
         batch = transform_batch(x, y, sample_weight)         mixup, adversarial examples
         train_batch(batch)                                   several updates from one batch
-            compute_gradients(batch)                         SAM
+            compute_gradients(batch)                         SAM, outside or inside of what cuts the batch
                 compute_objective(batch)                     TRADES, R-Drop: by default the model's own loss
             sum over replicas                                gradients are now the same everywhere
             update_weights(gradients)                        from the outside in, each hands on to the next:

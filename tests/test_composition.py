@@ -148,6 +148,57 @@ def test_a_conflict_raises_before_any_data_is_read_whoever_declares_it(listed, w
         assert trainstep.plan(["one", "standard"]).strategies.keys() == {"one", "standard"}
 
 
+class WhereOptions(trainstep.StrategyOptions):
+    outside: bool = False
+
+
+def of_options(name: str) -> type[Strategy]:
+    stages, reason = trainstep.Stage, "not from the outside."
+    return throw_away(
+        name,
+        lambda options: stages.BATCH if options.outside else stages.AVERAGING,
+        options=WhereOptions,
+        conflicts=lambda options: {"standard": reason} if options.outside else {},
+    )
+
+
+def test_the_place_may_be_a_matter_of_options():
+    with registered(of_options("moving"), throw_away("staying")):
+        for outside, expected in ((True, ["moving", "staying"]), (False, ["staying", "moving"])):
+            moving, staying = {"moving": {"outside": outside}}, {"staying": {}}
+            for spec in (moving | staying, staying | moving):
+                assert list(trainstep.plan(spec).strategies) == expected
+        one, other = (class_of({"moving": {"outside": outside}, "staying": {}}) for outside in (True, False))
+        assert [s.declaration.name for s in strategies_of(one)] == ["moving", "staying"]
+        assert [s.declaration.name for s in strategies_of(other)] == ["staying", "moving"]
+
+
+def test_a_class_by_hand_is_in_the_order_of_its_options():
+    moving, staying = of_options("moving"), throw_away("staying")
+    with registered(moving, staying):
+
+        class Net(moving, staying, Subclassed):
+            strategy_options = {"moving": {"outside": True}}  # noqa: RUF012
+
+        with pytest.raises(errors.StrategyDefinitionError, match=r"must be \(Staying, Moving, \.\.\."):
+
+            class Other(moving, staying, Subclassed):
+                pass
+
+
+def test_a_conflict_may_be_a_matter_of_options():
+    with registered(of_options("moving")):
+        with pytest.raises(errors.StrategyConflictError, match=r"'moving' and 'standard' .* not from the outside"):
+            trainstep.plan({"moving": {"outside": True}, "standard": {}})
+        assert list(trainstep.plan(["moving", "standard"]).strategies) == ["moving", "standard"]
+        assert trainstep.describe("moving").conflicts == {}
+
+
+def test_a_stage_that_options_lead_to_must_be_one():
+    with pytest.raises(errors.StrategyDefinitionError, match=r"The stage of 'nowhere' is one of trainstep\.Stage"):
+        throw_away("nowhere", lambda options: 35)
+
+
 def test_within_one_stage_the_name_decides():
     with registered(throw_away("b"), throw_away("a"), throw_away("c")):
         for order in itertools.permutations(["a", "b", "c"]):
