@@ -22,3 +22,4 @@ from trainstep.strategies.skip_nonfinite import SkipNonfinite as SkipNonfinite
 from trainstep.strategies.standard import Standard as Standard
 from trainstep.strategies.swa import Swa as Swa
 from trainstep.strategies.trades import Trades as Trades
+from trainstep.strategies.virtual_adversarial import VirtualAdversarial as VirtualAdversarial
