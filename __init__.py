@@ -8,6 +8,7 @@ model.fit(...)
 from typing import TYPE_CHECKING, Any
 
 from trainstep import errors, models, strategies
+from trainstep.batch_norm import reestimate_batch_norm
 from trainstep.composition import applied, apply, model_class, remove
 from trainstep.declaration import Cost, Declaration, Report, Slot, Stage, StrategyOptions
 from trainstep.plan import Plan, describe, plan
@@ -44,6 +45,7 @@ __all__ = [
     "models",
     "names",
     "plan",
+    "reestimate_batch_norm",
     "register",
     "remove",
     "strategies",

@@ -6,11 +6,12 @@ use of something that is not public API says why nothing public serves.
 """
 
 import contextlib
+import functools
 import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import keras
 import numpy as np
@@ -19,6 +20,8 @@ import tensorflow as tf
 from trainstep.declaration import Slot
 from trainstep.errors import ModelConflictError, NotCompiledError
 from trainstep.gradients import scale
+
+Result = TypeVar("Result")
 
 KERAS_3 = int(keras.__version__.split(".")[0]) >= 3
 
@@ -164,8 +167,7 @@ def sums_its_loss(model: Any) -> bool:
 def losses_of_outputs(model: Any, y_pred: Any) -> list[Any]:
     """Return what `compile` was given to train each of the flattened outputs by: a function, a loss, or None."""
     return [
-        keras.losses.get(loss) if isinstance(loss, str) else loss
-        for loss in _for_each_output(model, model.loss, y_pred)
+        keras.losses.get(loss) if isinstance(loss, str) else loss for loss in for_each_output(model, model.loss, y_pred)
     ]
 
 
@@ -173,11 +175,11 @@ def weights_of_outputs(model: Any, y_pred: Any) -> list[float]:
     """Return the `loss_weights` of `compile` for each of the flattened outputs."""
     # Public only as part of `get_compile_config`, which takes everything else, the optimizer too, apart with it.
     container = model._compile_loss if KERAS_3 else model.compiled_loss
-    weights = _for_each_output(model, container and container._user_loss_weights, y_pred)
+    weights = for_each_output(model, container and container._user_loss_weights, y_pred)
     return [1.0 if weight is None else float(weight) for weight in weights]
 
 
-def _for_each_output(model: Any, given: Any, y_pred: Any) -> list[Any]:
+def for_each_output(model: Any, given: Any, y_pred: Any) -> list[Any]:
     """Return what `compile` was `given` for each of the flattened outputs: one for all, by name, or in their order."""
     outputs = tf.nest.flatten(y_pred)
     if isinstance(given, dict):
@@ -233,7 +235,7 @@ class _OfFunction(keras.losses.Loss):
     """A function as a loss, which makes labels and predictions of one rank and dtype before it calls it."""
 
     def __init__(self, function: Callable[[Any, Any], Any]) -> None:
-        super().__init__()
+        super().__init__(name="of_function")  # Keras 3 makes a scope of it, which may not begin with an underscore.
         self._function = function
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
@@ -296,8 +298,8 @@ def probe(model: Any, x: Any, y: Any, sample_weight: Any, *, training: bool) -> 
 
 
 def without_trace(
-    model: Any, function: Callable[[], Any], *, training: bool, random_state: Sequence[tuple[Any, Any]] = ()
-) -> Any:
+    model: Any, function: Callable[[], Result], *, training: bool, random_state: Sequence[tuple[Any, Any]] = ()
+) -> Result:
     """Return what `function` returns, which passes through `model`, and leave everything as it was before.
 
     Batch-norm statistics, metrics and, on Keras 3, the state of dropout are as before it. On Keras 2
@@ -306,14 +308,17 @@ def without_trace(
 
     Args:
         model: compiled.
-        function: looks at the model, changes no weight, and returns a tensor, or nested ones.
+        function: looks at the model and changes no weight; returns a tensor, or nested ones, gradients too.
         training: whether it passes through the model in training mode.
         random_state: what `random_state` returned: the masks of dropout are those drawn from there.
     """
     if KERAS_3:
-        # Regularizers look only at weights that the scope maps, and fail on others.
-        mapping = [*((weight, weight) for weight in model.trainable_variables), *random_state]
-        with keras.StatelessScope(mapping, collect_losses=True):
+        # Regularizers look only at weights that the scope maps, and fail on others. To the variables themselves: a
+        # scope made with them reads them at once, and a tape opened within it would not see that they are used.
+        weights = {id(weight): tf_variable(weight) for weight in model.trainable_variables}
+        scope = keras.StatelessScope(random_state, collect_losses=True)
+        scope.state_mapping.update(weights)
+        with scope:
             return function()
     statistics = _snapshot(model.non_trainable_variables) if training else []
     metrics = _snapshot(metric_variables(model))  # Now: those of `add_metric` are updated by the forward pass.
@@ -676,6 +681,118 @@ def tf_variable(variable: Any) -> Any:
     return variable.value if KERAS_3 and isinstance(variable, keras.Variable) else variable
 
 
+# --- What layers do with an example ---------------------------------------------------------------
+
+_SEPARABLE = {
+    "mean_squared_error": "MeanSquaredError",
+    "mean_absolute_error": "MeanAbsoluteError",
+    "mean_absolute_percentage_error": "MeanAbsolutePercentageError",
+    "mean_squared_logarithmic_error": "MeanSquaredLogarithmicError",
+    "huber": "Huber",
+    "log_cosh": "LogCosh",
+    "poisson": "Poisson",
+    "kl_divergence": "KLDivergence",
+    "hinge": "Hinge",
+    "squared_hinge": "SquaredHinge",
+    "categorical_hinge": "CategoricalHinge",
+    "categorical_crossentropy": "CategoricalCrossentropy",
+    "categorical_focal_crossentropy": "CategoricalFocalCrossentropy",
+    "sparse_categorical_crossentropy": "SparseCategoricalCrossentropy",
+    "binary_crossentropy": "BinaryCrossentropy",
+    "binary_focal_crossentropy": "BinaryFocalCrossentropy",
+}
+"""Losses of Keras whose value for an example is of that example alone, by the name of the function and of the class."""
+_MEANS = ("sum_over_batch_size", "mean", "auto")  # "auto" is the mean of Keras 2.
+
+
+def is_batch_norm(layer: Any) -> bool:
+    """Tell whether `layer` is a batch norm of any kind."""
+    # Those of TensorFlow 1 and across replicas, which Keras 2 has besides, have a base in common without a public name.
+    kind = keras.layers.BatchNormalization if KERAS_3 else keras.layers.BatchNormalization.__base__
+    return isinstance(layer, kind)
+
+
+def is_separable(model: Any) -> bool:
+    """Tell whether the loss of `model` is a mean of losses of examples, each of one example alone, and Keras's own."""
+    if not _is_of_keras(type(model).compute_loss):
+        return False
+    functions = [getattr(keras.losses, name) for name in _SEPARABLE]
+    classes = [getattr(keras.losses, name) for name in _SEPARABLE.values()]
+    for loss in tf.nest.flatten(model.loss):
+        loss = keras.losses.get(loss) if isinstance(loss, str) else loss  # noqa: PLW2901
+        if not (loss in functions or (type(loss) in classes and loss.reduction in _MEANS)):
+            return False
+    return True
+
+
+def calls_its_layers_only(model: Any) -> bool:
+    """Tell whether a pass through `model` is one through its layers, in a graph known to Keras, and nothing else."""
+    if not _is_of_keras(type(model).call):
+        return False
+    # Operations that are no layers are part of a graph of Keras 3 only; those of Keras 2 are layers.
+    return all(isinstance(operation, keras.layers.Layer) for operation in getattr(model, "operations", ()))
+
+
+def _is_of_keras(function: Any) -> bool:
+    return function.__module__.split(".")[0] == "keras"
+
+
+def regularization(model: Any) -> list[tf.Tensor]:
+    """Return those losses of `model` that are of its weights alone, whatever it was called on."""
+    if KERAS_3:
+        return [weight.regularizer(weight) for weight in model.trainable_variables if weight.regularizer is not None]
+    # Among the public `losses` are those of the last call, too.
+    losses = [loss() for layer in layers_of(model) for loss in layer._callable_losses]
+    return [loss for loss in losses if loss is not None]
+
+
+class Call(NamedTuple):
+    """One call of a layer: what it got, and what it made of it before its activation."""
+
+    layer: Any
+    inputs: tf.Tensor
+    outputs: tf.Tensor
+
+
+@contextlib.contextmanager
+def watched_calls(layers: Sequence[Any]) -> Iterator[list[Call]]:
+    """Yield a list that takes in each call of one of `layers`, as long as this lasts."""
+    calls: list[Call] = []
+    before = [(vars(layer), {name: vars(layer)[name] for name in _WATCHED if name in vars(layer)}) for layer in layers]
+    for layer in layers:
+        _watch(layer, calls)
+    try:
+        yield calls
+    finally:
+        for attributes, own in before:
+            for name in _WATCHED:
+                attributes.pop(name, None)
+            attributes.update(own)
+
+
+_WATCHED = ("call", "activation")
+
+
+def _watch(layer: Any, calls: list[Call]) -> None:
+    # Neither Keras tells, where it computes, what a layer got, or made before its activation. Both look for the two
+    # attributes at each call; they are set past `Layer.__setattr__`, which would track them.
+    call, activation, made = layer.call, getattr(layer, "activation", None), []
+
+    @functools.wraps(call)
+    def watched_call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = call(inputs, *args, **kwargs)
+        calls.append(Call(layer, inputs, made.pop() if made else outputs))
+        return outputs
+
+    def watched_activation(values: Any) -> Any:
+        made.append(values)
+        return activation(values)
+
+    vars(layer)["call"] = watched_call
+    if activation is not None:
+        vars(layer)["activation"] = watched_activation
+
+
 # --- Dtype policies -------------------------------------------------------------------------------
 
 
@@ -684,6 +801,14 @@ def layers_of(model: Any) -> list[Any]:
     # Neither Keras has a public way: `model.layers` stops at the first level, and Keras 2's
     # `submodules` holds metrics and optimizers too.
     return list(dict.fromkeys(model._flatten_layers()))
+
+
+def statistics_of(model: Any) -> list[Any]:
+    """Return the variables that layers of `model` keep and no optimizer trains, frozen or not: those of batch norm."""
+    # `non_trainable_weights` of a frozen layer are all it has, and of a model those of its frozen layers, too.
+    name = "_non_trainable_variables" if KERAS_3 else "_non_trainable_weights"
+    found = {key_of(v): v for layer in layers_of(model) for v in getattr(layer, name, [])}
+    return [variable for variable in found.values() if tf.as_dtype(variable.dtype).is_floating]
 
 
 def output_layers_of(model: Any) -> list[Any]:

@@ -7,7 +7,7 @@ import keras
 
 from trainstep import _seam, registry, saving
 from trainstep.declaration import Declaration, StrategyOptions, validated_options
-from trainstep.definition import check_composition, check_model_class, check_optimizer, stage_order, strategies_of
+from trainstep.definition import check_composition, check_model_class, check_optimizer, in_order, strategies_of
 from trainstep.errors import (
     AlreadyAppliedError,
     InvalidSpecError,
@@ -68,12 +68,13 @@ def compose(spec: Spec, /, **options: Any) -> Composition:
         )
     if not given:
         raise InvalidSpecError('No strategy given. The plain training step is called "standard".')
+    chosen = [registry.get(name) for name in given]
     composition = {
-        strategy: _checked(strategy.declaration, given[strategy.declaration.name])
-        for strategy in sorted((registry.get(name) for name in given), key=stage_order)
+        strategy: _checked(strategy.declaration, options)
+        for strategy, options in zip(chosen, given.values(), strict=True)
     }
-    check_composition(list(composition))
-    return composition
+    check_composition(composition)
+    return in_order(composition)
 
 
 def _checked(declaration: Declaration, options: Any) -> StrategyOptions:

@@ -18,10 +18,12 @@ class Stage(enum.IntEnum):
     BATCH = 10
     ATTACK = 20
     OBJECTIVE = 30
+    OUTER_ASCENT = 35
     GRADIENT = 40
     ASCENT = 45
     ACCUMULATION = 50
     LOSS_SCALING = 60
+    PRIVACY = 62
     MEASURING = 65
     CENTRALIZATION = 70
     CLIPPING = 80
@@ -54,16 +56,21 @@ class Cost:
 
 @dataclass(frozen=True)
 class Slot:
-    """A state variable of `shape`, a scalar by default; with `per_weight` one of zeros for each trainable variable."""
+    """A state variable of `shape`, a scalar by default.
+
+    With `per_weight` it is a list of one of zeros for each trainable variable; with `per_statistic` a tuple of one of
+    zeros for each variable that a layer keeps and no optimizer trains, the moving averages of batch norm for example.
+    """
 
     initial: float = 0.0
     dtype: str = "float32"
     per_weight: bool = False
     shape: tuple[int, ...] = ()
+    per_statistic: bool = False
 
     def __post_init__(self) -> None:
         """Raise `StrategyDefinitionError` for what could not be had."""
-        if self.per_weight and self.initial:
+        if (self.per_weight or self.per_statistic) and self.initial:
             raise StrategyDefinitionError(
                 f"A slot for each weight starts at zeros, not at {self.initial}: optimizers make no others."
             )
@@ -89,6 +96,7 @@ NEEDS = {
     "one-hot labels": "labels of a floating dtype, one-hot rather than class numbers",
     "images": "an input of shape (batch, height, width, channels)",
     "outputs": "two outputs or more, each with a loss",
+    "separate examples": "layers that look at each example by itself, so no batch norm that is trained",
     "float inputs": "dense inputs of a floating dtype",
     "dense inputs": "inputs that are no sparse tensors",
 }
@@ -100,15 +108,16 @@ class Declaration:
     """What a strategy says of itself; the rest of the package reads it and knows no strategy by name."""
 
     name: str
-    stage: Stage
+    stage: Stage | Callable[[Any], Stage]
+    """Where it sits: always, or with these options."""
     summary: str
     reference: str
     options: type[StrategyOptions] = StrategyOptions
     neutral: Mapping[str, Any] | None = None
     """Options under which it equals `standard` bit for bit; None with `why_not_neutral` where there are none."""
     why_not_neutral: str = ""
-    conflicts: Mapping[str, str] = field(default_factory=dict)
-    """Names of strategies it cannot be combined with, and why."""
+    conflicts: Mapping[str, str] | Callable[[Any], Mapping[str, str]] = field(default_factory=dict)
+    """Names of strategies it cannot be combined with, and why: ever, or with these options."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """Names of strategies it combines with in a way worth knowing, and how."""
     replaces: Mapping[str, str] = field(default_factory=dict)
@@ -137,9 +146,6 @@ class Declaration:
             raise StrategyDefinitionError(
                 f"A strategy is named in lower case, with digits and underscores, not {self.name!r}."
             )
-        if not isinstance(self.stage, Stage):
-            stages = ", ".join(stage.name for stage in Stage)
-            raise StrategyDefinitionError(f"The stage of {self.name!r} is one of trainstep.Stage: {stages}.")
         for need in self.needs:
             if need not in NEEDS:
                 raise StrategyDefinitionError(
@@ -153,6 +159,23 @@ class Declaration:
         for shown in (self.neutral, self.example or None):
             if shown is not None:
                 validated_options(self.name, self.options, shown)
+        self.stage_with(validated_options(self.name, self.options, self.example))
+
+    def stage_with(self, options: Any) -> Stage:
+        """Return where it sits with these options.
+
+        Raises:
+            StrategyDefinitionError: that is no stage.
+        """
+        stage = self.stage(options) if callable(self.stage) else self.stage
+        if not isinstance(stage, Stage):
+            stages = ", ".join(stage.name for stage in Stage)
+            raise StrategyDefinitionError(f"The stage of {self.name!r} is one of trainstep.Stage: {stages}.")
+        return stage
+
+    def conflicts_with(self, options: Any) -> Mapping[str, str]:
+        """Return the names of strategies it cannot be combined with, with these options, and why."""
+        return self.conflicts(options) if callable(self.conflicts) else self.conflicts
 
 
 TAGS = ("a number", "a schedule")

@@ -23,7 +23,7 @@ HOOKS = (
 )
 HOST_HOOKS = (
     *("attach_strategies", "detach_strategies", "finish_epoch", "check_progress", "loss_scale", "check_model"),
-    "evaluation_weights",
+    *("evaluation_weights", "keep_statistics"),
 )
 RESERVED = (
     *(*HOOKS, *HOST_HOOKS, "strategy_options", "strategy_state", "acts_on_updates", "composes_objectives"),
@@ -36,6 +36,7 @@ OWNED_BY_THE_ROOT = (
         "train_on_batch",
         "evaluate",
         "predict",
+        "export",
         "compile",
         "compile_from_config",
         "make_train_function",
@@ -112,11 +113,15 @@ def check_optimizer_with(strategies: Iterable[Any], optimizer: Any) -> None:
                 )
 
 
-def check_composition(strategies: list[Any]) -> None:
-    """Raise `StrategyConflictError` where two of `strategies` declare that they cannot work together."""
-    names = {strategy.declaration.name for strategy in strategies}
-    for strategy in strategies:
-        for other, reason in strategy.declaration.conflicts.items():
+def check_composition(composition: Mapping[Any, Any]) -> None:
+    """Raise `StrategyConflictError` where two strategies declare that, with their options, they cannot work together.
+
+    Args:
+        composition: options by strategy.
+    """
+    names = {strategy.declaration.name for strategy in composition}
+    for strategy, options in composition.items():
+        for other, reason in strategy.declaration.conflicts_with(options).items():
             if other in names:
                 raise StrategyConflictError(f"{strategy.declaration.name!r} and {other!r} cannot be combined: {reason}")
 
@@ -133,9 +138,14 @@ def hooks_used(strategy: Any, options: Any) -> list[str]:
     return [hook for hook in HOOKS if hook in vars(strategy) and hook not in passed_through]
 
 
-def stage_order(strategy: Any) -> tuple[int, str]:
-    """Sort key: by stage, and by name within one, so that listing order never matters."""
-    return strategy.declaration.stage, strategy.declaration.name
+def in_order(composition: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return options by strategy, outermost first: by stage, and by name within one, so that listing never matters."""
+
+    def place(item: tuple[Any, Any]) -> tuple[int, str]:
+        strategy, options = item
+        return strategy.declaration.stage_with(options), strategy.declaration.name
+
+    return dict(sorted(composition.items(), key=place))
 
 
 def check_model_class(model_class: type) -> None:
@@ -194,34 +204,32 @@ def _define_strategy(cls: Any) -> None:
 
 def _define_model(cls: Any) -> None:
     strategies = strategies_of(cls)
-    check_composition(strategies)
     check_model_class(cls)
-    in_order = sorted(strategies, key=stage_order)
-    owner = next(base for base in cls.__mro__ if "train_step" in vars(base))
-    if owner is cls:
-        raise ModelConflictError(_OWN_TRAIN_STEP.format(cls.__name__))
-    root_steps = issubclass(owner, Declared) and not issubclass(owner, keras.Model)
-    if strategies != in_order or not root_steps:  # A Keras class comes before the strategies, and its step wins.
-        raise StrategyDefinitionError(
-            f"The strategies of {cls.__name__} act in the order of its bases, which must be "
-            f"({', '.join(strategy.__name__ for strategy in in_order)}, ..., keras.Model)."
-        )
     given = cls.strategy_options
     names = [strategy.declaration.name for strategy in strategies]
     unknown = set(given) - set(names)
     if unknown:
         raise StrategyDefinitionError(
-            f"`strategy_options` of {cls.__name__} names {sorted(unknown)}, not among its bases: "
-            f"{[strategy.declaration.name for strategy in strategies]}."
+            f"`strategy_options` of {cls.__name__} names {sorted(unknown)}, not among its bases: {names}."
         )
-    cls.strategy_options = MappingProxyType(
-        {
-            name: validated_options(name, strategy.declaration.options, given.get(name, {}))
-            for name, strategy in zip(names, strategies, strict=True)
-        }
-    )
-    for strategy in strategies:
-        for hook in hooks_used(strategy, cls.strategy_options[strategy.declaration.name]):
+    composition = {
+        strategy: validated_options(name, strategy.declaration.options, given.get(name, {}))
+        for name, strategy in zip(names, strategies, strict=True)
+    }
+    check_composition(composition)
+    expected = list(in_order(composition))
+    owner = next(base for base in cls.__mro__ if "train_step" in vars(base))
+    if owner is cls:
+        raise ModelConflictError(_OWN_TRAIN_STEP.format(cls.__name__))
+    root_steps = issubclass(owner, Declared) and not issubclass(owner, keras.Model)
+    if strategies != expected or not root_steps:  # A Keras class comes before the strategies, and its step wins.
+        raise StrategyDefinitionError(
+            f"The strategies of {cls.__name__} act in the order of its bases, which must be "
+            f"({', '.join(strategy.__name__ for strategy in expected)}, ..., keras.Model)."
+        )
+    cls.strategy_options = MappingProxyType(dict(zip(names, composition.values(), strict=True)))
+    for strategy, options in composition.items():
+        for hook in hooks_used(strategy, options):
             cls.acts_on_updates |= hook == "update_weights"
             cls.composes_objectives |= hook in ("train_batch", "compute_objective", "compute_gradients")
     cls.collects_reports = any(strategy.declaration.collects_reports for strategy in strategies)

@@ -149,7 +149,7 @@ class Description:
     needs: dict[str, str]
     """What it asks of a model and its data."""
     conflicts: dict[str, str]
-    """What it cannot be combined with, and why."""
+    """What it cannot be combined with, and why; options as for `cost`."""
     notes: dict[str, str]
     """What it combines with in a way worth knowing, and how."""
 
@@ -196,15 +196,16 @@ def describe(name: str, /) -> Description:
     """
     strategy = registry.get(name)
     declaration = strategy.declaration
+    shown = declaration.options(**declaration.example)
     documentation = sys.modules[strategy.__module__].__doc__ or strategy.__doc__ or declaration.summary
     return Description(
         name=name,
         summary=declaration.summary,
         text=documentation.strip(),
         options=declaration.options.model_json_schema(),
-        cost=declaration.cost(declaration.options(**declaration.example)),
+        cost=declaration.cost(shown),
         reference=declaration.reference,
         needs={need: NEEDS[need] for need in declaration.needs},
-        conflicts=dict(declaration.conflicts),
+        conflicts=dict(declaration.conflicts_with(shown)),
         notes=dict(declaration.notes),
     )

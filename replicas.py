@@ -57,6 +57,18 @@ def place_among_replicas(count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.reduce_sum(counts[:mine]), tf.reduce_sum(counts)
 
 
+_GATHERED = (tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)  # What collectives take on all devices.
+
+
+def gather_over_replicas(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Return each tensor with its rows on all replicas, in their order: what one device would have."""
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1 or not tensors:
+        return list(tensors)
+    able = [t if t.dtype in _GATHERED else tf.cast(t, tf.float32 if t.dtype.is_floating else tf.int32) for t in tensors]
+    gathered = tf.distribute.get_replica_context().all_gather(able, axis=0)
+    return [tf.cast(rows, tensor.dtype) for rows, tensor in zip(gathered, tensors, strict=True)]
+
+
 def assign(pairs: Sequence[tuple[Any, Any]]) -> None:
     """Assign to each state variable its new value, which must be the same on every replica."""
     _change(pairs, lambda variable, value: variable.assign(value))
@@ -100,34 +112,45 @@ def conditional(
     false_branch: Callable[..., None],
     args: tuple[Any, ...],
 ) -> None:
-    """Run one of two branches, either of which may update variables or weights.
+    """Run one of two branches, either of which may update variables or weights; see `choose`."""
+    choose(predicate, _with_a_value(true_branch), _with_a_value(false_branch), args)
+
+
+def _with_a_value(branch: Callable[..., None]) -> Callable[..., list[tf.Tensor]]:
+    def run(*args: Any) -> list[tf.Tensor]:
+        branch(*args)
+        return [tf.constant(0)]  # Both branches of a `tf.cond` must return something of one type.
+
+    return run
+
+
+def choose(
+    predicate: tf.Tensor,
+    true_branch: Callable[..., list[tf.Tensor]],
+    false_branch: Callable[..., list[tf.Tensor]],
+    args: tuple[Any, ...],
+) -> list[tf.Tensor]:
+    """Return the tensors that one of two branches returns, in each replica what it returns there.
 
     `predicate` is a boolean scalar, the same on every replica; `args` are nested tensors, passed to
-    the branch that runs. Under several replicas a plain `tf.cond` around anything that reaches the
+    the branch that runs. Under several replicas a plain `tf.cond` around anything that sums over them or reaches the
     optimizer fails ("merge_call called while defining a new graph"), so the choice is made once for
-    all replicas and each enters the branch anew.
+    all replicas and each enters the branch anew: what differs between them has to be among `args`.
     """
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
-        tf.cond(predicate, lambda: _no_value(true_branch, args), lambda: _no_value(false_branch, args))
-        return
+        return tf.cond(predicate, lambda: true_branch(*args), lambda: false_branch(*args))
 
-    def choose(strategy: tf.distribute.Strategy, predicates: Any, *args: Any) -> None:
-        def enter(branch: Callable[..., None]) -> Callable[[], tf.Tensor]:
-            def run() -> tf.Tensor:
-                strategy.extended.call_for_each_replica(branch, args=args)
-                return tf.constant(0)
+    def choose_for_all(strategy: tf.distribute.Strategy, predicates: Any, *args: Any) -> Any:
+        def enter(branch: Callable[..., list[tf.Tensor]]) -> Callable[[], Any]:
+            def run() -> Any:
+                return strategy.extended.call_for_each_replica(branch, args=args)
 
             return run
 
         first = strategy.experimental_local_results(predicates)[0]
-        tf.cond(first, enter(true_branch), enter(false_branch))
+        return tf.cond(first, enter(true_branch), enter(false_branch))
 
-    tf.distribute.get_replica_context().merge_call(choose, args=(predicate, *args))
-
-
-def _no_value(branch: Callable[..., None], args: tuple[Any, ...]) -> tf.Tensor:
-    branch(*args)
-    return tf.constant(0)  # Both branches of a `tf.cond` must return something of one type.
+    return tf.distribute.get_replica_context().merge_call(choose_for_all, args=(predicate, *args))
 
 
 def run_in_replicas(model: Any, name: str, function: Callable[[], None]) -> None:

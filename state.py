@@ -4,7 +4,7 @@ So it is saved, restored and distributed as they are, and a model compiled with 
 """
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -106,6 +106,8 @@ def _create_missing(model: Any, state: _State) -> None:
                 continue
             if slot.per_weight:
                 present[key] = _seam.add_optimizer_slots(optimizer, state.weights, f"{name}_{key}")
+            elif slot.per_statistic:
+                present[key] = tuple(_seam.add_optimizer_slots(optimizer, _seam.statistics_of(model), f"{name}_{key}"))
             else:
                 present[key] = _seam.add_optimizer_variable(optimizer, f"{name}_{key}", slot)
 
@@ -121,5 +123,5 @@ def reset_state(model: Any) -> None:
                 variable.assign(tf.cast(tf.fill(variable.shape, slot.initial), variable.dtype))
 
 
-def _listed(slot: Any) -> list[Any]:
-    return slot if isinstance(slot, list) else [] if slot is None else [slot]
+def _listed(slot: Any) -> Sequence[Any]:
+    return slot if isinstance(slot, (list, tuple)) else [] if slot is None else [slot]

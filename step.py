@@ -25,7 +25,7 @@ import functools
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
@@ -56,13 +56,15 @@ _ModelBase = keras.Model if TYPE_CHECKING else object
 class Batch(NamedTuple):
     """What one step trains on; all tensors share their first dimension, the examples.
 
-    `extra` holds what one hook leaves for another, by name.
+    `extra` holds what one hook leaves for another, by name. `through` is a function that what the model puts out
+    passes through before there is a loss of it: for who has to know, or change, how the loss depends on each output.
     """
 
     x: Any
     y: Any = None
     sample_weight: Any = None
     extra: Mapping[str, Any] = MappingProxyType({})
+    through: Callable[[Any], Any] | None = None
 
 
 class Objective(NamedTuple):
@@ -120,6 +122,8 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
         replica's share: the mean over its examples, divided by the number of replicas.
         """
         y_pred = _seam.forward(self, batch.x, training=True)
+        if batch.through is not None:
+            y_pred = batch.through(y_pred)
         loss = _seam.compute_loss(self, batch.x, batch.y, y_pred, batch.sample_weight, training=True)
         return Objective(loss, y_pred)
 
@@ -173,6 +177,14 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
     def evaluation_weights(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the model has the weights it is to be judged by: by default those it trains."""
         return contextlib.nullcontext()
+
+    def keep_statistics(self, statistics: Sequence[tf.Tensor]) -> None:
+        """Take batch-norm statistics estimated for `evaluation_weights`: by default they become those of the model.
+
+        Called on the host by `reestimate_batch_norm`, with one tensor for each of `_seam.statistics_of`.
+        """
+        for variable, value in zip(_seam.statistics_of(self), statistics, strict=True):
+            variable.assign(value)
 
     def finish_epoch(self) -> None:
         """Finish what the last steps left open. Called on the host when an epoch of `fit` ends, before validation."""
@@ -232,6 +244,12 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
         """Predict as Keras does, with `evaluation_weights`."""
         with self.evaluation_weights():
             return super().predict(*args, **kwargs)
+
+    @functools.wraps(keras.Model.export)
+    def export(self, *args: Any, **kwargs: Any) -> Any:
+        """Export as Keras does, with `evaluation_weights`: what is served is what was judged."""
+        with self.evaluation_weights():
+            return super().export(*args, **kwargs)
 
     @functools.wraps(keras.Model.compile)
     def compile(self, *args: Any, **kwargs: Any) -> None:

@@ -153,6 +153,13 @@ def make_sequences(folder: Path | None = None) -> Split:
     return Split(draw(4096), draw(512))
 
 
+def one_hot(split: Split, classes: int) -> Split:
+    """Return `split` with the class ids of both parts, (examples,), as one-hot labels, float32 (examples, classes)."""
+    rows = np.eye(classes, dtype="float32")
+    (x, y, *rest), (val_x, val_y, *val_rest) = split
+    return Split((x, rows[y], *rest), (val_x, rows[val_y], *val_rest))
+
+
 def with_noise(split: Split, noise: float) -> Split:
     """Return `split` with a share of the training labels replaced: symmetric label noise.
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -12,7 +12,7 @@ import cloudpickle
 import numpy as np
 import tensorflow as tf
 
-from trainstep.benchmarks import trial
+from trainstep.benchmarks import datasets, trial
 from trainstep.benchmarks import workload as workloads
 from trainstep.benchmarks.cost import COUNTED_MEMORY, cost_job
 from trainstep.benchmarks.data import Split
@@ -116,7 +116,7 @@ def _fingerprinted(suite: Suite) -> tuple[dict[str, Task], dict[str, dict[int, W
     tasks, initial = dict(suite.tasks), {}
     for name, task in tasks.items():
         if task.settings.workload in workloads.names():
-            _check_changes(task, suite.seeds[0])
+            _check_changes(task, suite.seeds[0], suite.compositions.values())
         elif task.settings.fingerprint is None:
             bench, seeds = Bench(task), tuple(suite.seeds)
             models = trial.two_models(bench, seeds[0])
@@ -130,14 +130,21 @@ def _fingerprinted(suite: Suite) -> tuple[dict[str, Task], dict[str, dict[int, W
     return tasks, initial
 
 
-def _check_changes(task: Task, seed: int) -> None:
-    """Try a workload whose loss or metrics are not its own any more; on zeros, as its data are not read here."""
+def _check_changes(task: Task, seed: int, compositions: Iterable[Composition]) -> None:
+    """Try a workload whose loss or metrics are not its own any more, or whose strategies need something of it.
+
+    On zeros, as its data are not read here.
+    """
     workload = workloads.get(task.settings.workload)
-    if (task.settings.loss, task.settings.metrics) == (workload.loss, workload.metrics):
+    needing = [composition for composition in compositions if trial.needs(composition)]
+    if (task.settings.loss, task.settings.metrics) == (workload.loss, workload.metrics) and not needing:
         return
     zeros = (np.zeros((2, *workload.input_shape), "float32"), np.zeros(2, "int64"))
-    bench = Bench(dataclasses.replace(task, load=lambda: Split(zeros, zeros)))
-    trial.check(bench, bench.new_model(seed))
+    split = Split(zeros, zeros)
+    if task.settings.loss == "categorical_crossentropy":
+        split = datasets.one_hot(split, workload.classes)
+    bench = Bench(dataclasses.replace(task, load=lambda: split))
+    trial.check(bench, bench.new_model(seed), needing)
 
 
 @contextlib.contextmanager

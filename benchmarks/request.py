@@ -366,9 +366,10 @@ def _of_workload(workload: Workload, folder: Path | None, changes: Mapping[str, 
         "attack": workload.attack,
         "target": workload.target,
     }
+    read = workload.read_one_hot if changes["loss"] == "categorical_crossentropy" else workload.read
     task = _task(
         build=workload.build,
-        load=functools.partial(workload.read, folder),
+        load=functools.partial(read, folder),
         label=workload.name,
         noise=workload.noise,
         examples=workload.examples,

@@ -50,9 +50,10 @@ def check(bench: Bench, model: Any, compositions: Iterable[Composition] = ()) ->
     Raises:
         InvalidModelError: loss or metrics do not fit the output and the labels.
         InvalidDataError: labels are not among the classes that the model has scores for.
-        ModelConflictError: the model does what a strategy does, or has a step of its own.
+        ModelConflictError: the model does what a strategy does, has a step of its own, or is none a strategy can train.
+        UnsupportedInputError: the data are none a strategy can train on.
     """
-    task = bench.task
+    task, compositions = bench.task, list(compositions)
     for composition in compositions:
         names: dict[str, Any] = {strategy.declaration.name: options for strategy, options in composition.items()}
         remove(apply(model, names))
@@ -80,6 +81,24 @@ def check(bench: Bench, model: Any, compositions: Iterable[Composition] = ()) ->
             raise InvalidModelError(
                 f"The loss {bench.settings.loss!r} or the metrics, {metrics}, do not fit: {given}. {first_line(error)}."
             ) from error
+        for composition in compositions if name == "train" else ():
+            if needs(composition):
+                _train(task, model, composition, batch)
+
+
+def needs(composition: Composition) -> bool:
+    """Tell whether a strategy of `composition` needs something of the model or its data."""
+    return any(strategy.declaration.needs for strategy in composition)
+
+
+def _train(task: Any, model: Any, composition: Composition, batch: Any) -> None:
+    """Train `model` by one step on `batch`, so that what a strategy needs and does not find is said now."""
+    apply(model, {strategy.declaration.name: options for strategy, options in composition.items()})
+    try:
+        model.compile(task.make_optimizer(), task.loss, metrics=task.make_metrics(), run_eagerly=True)
+        model.train_on_batch(*batch)
+    finally:
+        remove(model)
 
 
 def _model(bench: Bench, seed: int) -> Any:

@@ -76,6 +76,14 @@ class Workload:
             )
         return datasets.with_noise(split, self.noise)
 
+    def read_one_hot(self, folder: Path | None = None) -> Split:
+        """Return what `read` does, with one-hot labels: for losses, and strategies, that take probabilities.
+
+        Raises:
+            The errors of `read`.
+        """
+        return datasets.one_hot(self.read(folder), self.classes)
+
     def with_noise(self, noise: float) -> "Workload":
         """Return the variant in which the share `noise` of the training labels is wrong.
 

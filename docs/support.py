@@ -1,10 +1,14 @@
-"""Writes `support.md`, what the tests have shown of each strategy, from what they noted: `make support`."""
+"""Writes what the tests have shown, from what they noted: `make support`.
+
+`support.md` is of each strategy, `combinations.md` of each two of them.
+"""
 
 import json
 import pathlib
 
 FOLDER = pathlib.Path(__file__).parent
 PAGE = FOLDER / "support.md"
+MATRIX = FOLDER / "combinations.md"
 KERASES = ("Keras 3", "Keras 2")
 PROPERTIES = {
     "saved": "saved in the middle of a window, loaded, trained on: as one that never stopped, bit for bit",
@@ -60,6 +64,41 @@ def page(shown: dict[str, dict[str, dict[str, str]]]) -> str:
     return HEAD + "\n".join(lines).rstrip("\n") + "\n"
 
 
+MATRIX_HEAD = """# Which strategies go together
+
+Every two of the catalogue are trained with once by the tests, whatever the order of listing, on both Kerases: `+`
+where they go together, else a number for the reason they are refused with, before any data is read. Written by
+`make support` from what the tests noted while they ran; not by hand. How two of them act on each other is on their
+cards, and in `trainstep plan one+other`.
+
+"""
+
+
+def matrix(shown: dict[str, dict[str, dict[str, str]]]) -> str:
+    """Return the page of combinations; `shown` holds verdicts by Keras, strategy, and "with" another."""
+    names = sorted({name for verdicts in shown.values() for name in verdicts if " " not in name})
+    reasons: list[str] = []
+
+    def cell(one: str, other: str) -> str:
+        if one == other:
+            return ""
+        first, second = sorted((one, other))
+        verdicts = {shown[keras].get(first, {}).get(f"with {second}", "not tested") for keras in shown}
+        if verdicts == {"yes"}:
+            return "+"
+        verdict = "; ".join(sorted(verdicts))
+        if verdict not in reasons:
+            reasons.append(verdict)
+        return f"({reasons.index(verdict) + 1})"
+
+    rows = [f"| {place} {one} | " + " | ".join(cell(one, other) for other in names) + " |"
+            for place, one in enumerate(names, start=1)]  # fmt: skip
+    head = f"| | {' | '.join(str(place) for place in range(1, len(names) + 1))} |"
+    lines = [head, "|---" * (len(names) + 1) + "|", *rows, ""]
+    lines += [f"{number}. {reason}" for number, reason in enumerate(reasons, start=1)]
+    return MATRIX_HEAD + "\n".join(lines).rstrip("\n") + "\n"
+
+
 def _all_together_last(strategy: str) -> tuple[bool, str]:
     return " " in strategy, strategy
 
@@ -71,3 +110,4 @@ def noted() -> dict[str, dict[str, dict[str, str]]]:
 
 if __name__ == "__main__":
     PAGE.write_text(page(noted()))
+    MATRIX.write_text(matrix(noted()))

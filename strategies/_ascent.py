@@ -1,12 +1,12 @@
 """Gradients at other weights than the model's own: what SAM and its kind have in common."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from trainstep import _seam
-from trainstep.gradients import Gradients, dense, differentiate
+from trainstep.gradients import Gradients, dense
 from trainstep.replicas import assign
 
 
@@ -17,24 +17,63 @@ def along(gradients: Gradients, length: float | tf.Tensor) -> Gradients:
     return [None if gradient is None else gradient * tf.cast(factor, gradient.dtype) for gradient in gradients]
 
 
-def gradients_after(
-    model: Any, steps: Gradients, loss: Callable[[], tf.Tensor], random_state: Sequence[tuple[Any, Any]]
-) -> Gradients:
+def projection(vectors: Gradients, direction: Gradients) -> tf.Tensor:
+    """Return by what to multiply `direction` for the part of `vectors` along it, over all together: a scalar.
+
+    Both are dense, and None where the other is.
+    """
+    present = [(vector, onto) for vector, onto in zip(vectors, direction, strict=True) if onto is not None]
+    product = tf.add_n([tf.reduce_sum(vector * onto) for vector, onto in present])
+    square = tf.add_n([tf.reduce_sum(tf.square(onto)) for _, onto in present])
+    return tf.math.divide_no_nan(product, square)
+
+
+def orthogonal_part(vectors: Gradients, direction: Gradients) -> Gradients:
+    """Return `vectors` less their part along `direction`, over all together; see `projection`."""
+    factor = projection(vectors, direction)
+    pairs = zip(vectors, direction, strict=True)
+    return [None if onto is None else vector - tf.cast(factor, onto.dtype) * onto for vector, onto in pairs]
+
+
+class Beginning(NamedTuple):
+    """What an evaluation starts from, for another to draw the same: pairs of a variable and its value."""
+
+    random_state: list[tuple[Any, tf.Tensor]]
+    """Of dropout; on Keras 2 none, where it cannot be reached."""
+    draws: list[tuple[Any, tf.Tensor]]
+    """State of strategies that is not of weights: what they count their draws of random numbers by."""
+
+
+def beginning(model: Any) -> Beginning:
+    """Return what the next evaluation of `model`, which is built, will start from."""
+    slots = [slot for slots in model.strategy_state.values() for slot in slots.values() if not isinstance(slot, list)]
+    return Beginning(_seam.random_state(model), [(slot, tf.identity(slot)) for slot in slots])
+
+
+def gradients_after(model: Any, steps: Gradients, evaluate: Callable[[], Gradients], start: Beginning) -> Gradients:
     """Return the gradients where `steps` lead, and leave the weights where they were, to the bit.
 
     Args:
         model: whose `trainable_variables` they are.
         steps: what is added to each weight, the same on every replica; None for one that stays.
-        loss: evaluates the model there; leaves no trace in metrics and batch-norm statistics.
-        random_state: what `_seam.random_state` returned before the evaluation at the weights, for the same masks of
-            dropout.
+        evaluate: returns the gradients at the weights that the model has then; leaves no trace in metrics,
+            batch-norm statistics and what is drawn next.
+        start: what `beginning` returned before the evaluation at the weights, for this one to draw the same.
     """
     weights = model.trainable_variables
     before = [(weight, tf.identity(weight)) for weight in weights]  # A copy: to add and subtract leaves rounding error.
-    moved = [(w, at + tf.cast(step, at.dtype)) for (w, at), step in zip(before, steps, strict=True) if step is not None]
-    assign(moved)
-    with tf.GradientTape() as tape:
-        value = _seam.without_trace(model, loss, training=True, random_state=random_state)
-    gradients = differentiate(model, tape, value, weights)
+    before += [(slot, tf.identity(slot)) for slot, _ in start.draws]
+    steps_of = zip(weights, before[: len(weights)], steps, strict=True)
+    moved = [(w, at + tf.cast(step, at.dtype)) for w, (_, at), step in steps_of if step is not None]
+    assign([*moved, *start.draws])
+    gradients = _seam.without_trace(model, evaluate, training=True, random_state=start.random_state)
     assign(before)
     return gradients
+
+
+def with_gradients(gradients: Gradients, present: Sequence[int], count: int) -> Gradients:
+    """Return the `gradients` of the weights at the places `present`, and None for the others of `count`."""
+    found: Gradients = [None] * count
+    for index, gradient in zip(present, gradients, strict=True):
+        found[index] = gradient
+    return found

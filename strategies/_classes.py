@@ -38,6 +38,17 @@ class Classes(NamedTuple):
         values = tf.math.divide_no_nan(values, tf.reduce_sum(values, axis=-1, keepdims=True))
         return tf.math.log(tf.clip_by_value(values, _EPSILON, 1 - _EPSILON))
 
+    def distributions(self, outputs: Any) -> tf.Tensor:
+        """Return `log_probabilities`, each distribution by itself: (batch, ..., distributions, classes).
+
+        A binary output has one of two classes for each of its units, over which Keras takes the mean of their
+        cross-entropies; any other has one.
+        """
+        values = self.log_probabilities(outputs)
+        if self.kind == "binary":
+            return tf.stack(tf.split(values, 2, axis=-1), axis=-1)
+        return tf.expand_dims(values, axis=-2)
+
     def targets(self, y: Any, outputs: Any) -> tf.Tensor:
         """Return the labels among `y`, those of the whole model, as probabilities: shaped as `log_probabilities`."""
         labels, values = tf.nest.flatten(y)[self.index], tf.nest.flatten(outputs)[self.index]

@@ -1,16 +1,20 @@
 """Confidence penalty: keep a classifier from putting all its probability on one class.
 
-    loss = L - beta * H(p),   H(p) = -sum_c p_c log p_c      p: what the model predicts for an example
+    loss = L - beta * min(H(p), threshold),   H(p) = -sum_c p_c log p_c      p: what the model predicts for an example
 
-One pass over the predictions; no extra evaluation. An output that is no class is left as it is.
+Up to a constant that is the paper's hinge, L + beta * max(0, threshold - H(p)), and without a threshold its equation 3.
+
+One pass over the predictions; no extra evaluation. The entropy of an output is weighed as its loss is; of several
+units with a loss of two classes each it is the mean, as the loss is. An output that is no class is left as it is.
 
 Pereyra et al., "Regularizing Neural Networks by Penalizing Confident Output Distributions", ICLR 2017 workshop,
-equation 3, https://arxiv.org/abs/1701.06548
+equation 3 and section 3.2, https://arxiv.org/abs/1701.06548
 """
 
 import tensorflow as tf
 from pydantic import Field
 
+from trainstep import _seam
 from trainstep.declaration import Declaration, Stage, StrategyOptions
 from trainstep.registry import register
 from trainstep.schedules import is_always, scheduled, value_at
@@ -22,6 +26,18 @@ class ConfidencePenaltyOptions(StrategyOptions):
     """How much of it there is."""
 
     beta: scheduled(ge=0) = Field(default=0.1, description="Weight of the entropy, in loss per nat; 0: none.")
+    threshold: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Entropy in nats from which on a prediction is rewarded no further; None: no limit.",
+    )
+
+
+def capped_entropy(log_p: tf.Tensor, threshold: float | None) -> tf.Tensor:
+    """Return the entropy, at most `threshold`, of logarithms of probabilities (..., classes), in nats: (...)."""
+    values = entropy(log_p)
+    return values if threshold is None else tf.minimum(values, threshold)
 
 
 @register
@@ -40,14 +56,16 @@ class ConfidencePenalty(Strategy):
     )
 
     def compute_objective(self, batch: Batch) -> Objective:
-        beta = self.strategy_options["confidence_penalty"].beta
+        options = self.strategy_options["confidence_penalty"]
         objective = super().compute_objective(batch)
-        if is_always(beta, 0):
+        if is_always(options.beta, 0):
             return objective
         outputs, rewards = tf.nest.flatten(objective.y_pred), []
+        loss_weights = _seam.weights_of_outputs(self, objective.y_pred)
         for output in class_outputs("confidence_penalty", self, objective.y_pred):
-            values = entropy(output.log_probabilities(objective.y_pred))
+            values = tf.reduce_mean(capped_entropy(output.distributions(objective.y_pred), options.threshold), axis=-1)
             weights = weight_of_output(batch.sample_weight, output.index)
-            rewards.append(share_of_mean(self, values, outputs[output.index], weights))
-        penalty = value_at(beta, self.optimizer.iterations) * tf.add_n(rewards)
+            share = share_of_mean(self, values, outputs[output.index], weights)
+            rewards.append(loss_weights[output.index] * share)
+        penalty = value_at(options.beta, self.optimizer.iterations) * tf.add_n(rewards)
         return objective._replace(loss=objective.loss - tf.cast(penalty, objective.loss.dtype))

@@ -5,24 +5,36 @@
     with `warmup`: d = min(d, (1 + t) / (10 + t)), t updates done before
 
 One copy of the weights is kept, and one pass over them made after each update. Training itself is as without it:
-`evaluate`, validation and `predict` take the average, by option. It starts as the weights before the first update.
+`evaluate`, validation, `predict` and `export` take the average, by option. It starts as the weights before the first
+update. Batch-norm statistics are averaged alike, or those of the weights, or estimated anew, by option.
 
 Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", SIAM 1992,
 https://doi.org/10.1137/0330046; the warm-up is that of `tf.train.ExponentialMovingAverage`.
 """
 
 import contextlib
+from collections.abc import Sequence
 from typing import Literal
 
 import tensorflow as tf
 from pydantic import Field, model_validator
 
+from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
 from trainstep.registry import register
 from trainstep.replicas import assign, conditional
 from trainstep.state import has_state
 from trainstep.step import Strategy, Update
-from trainstep.strategies._averages import begin_average, exchanged, move_average
+from trainstep.strategies._averages import (
+    BatchNorm,
+    average_for_evaluation,
+    batch_norm_option,
+    begin_average,
+    keep_estimated,
+    move_average,
+    move_statistics,
+    statistics_slots,
+)
 
 
 class EmaOptions(StrategyOptions):
@@ -41,6 +53,7 @@ class EmaOptions(StrategyOptions):
     evaluate_with: Literal["average", "weights"] = Field(
         default="average", description="What `evaluate`, validation and `predict` take."
     )
+    batch_norm: BatchNorm = batch_norm_option("average")
 
     @model_validator(mode="after")
     def _one(self) -> "EmaOptions":
@@ -72,10 +85,14 @@ class Ema(Strategy):
         passes_through=lambda options: ("update_weights",) if options.kept == 0 else (),
         cost=lambda options: Cost(
             memory="one copy of the trainable weights" if options.kept else "none",
-            batch_norm="none: the average is judged with the statistics of the weights",
+            batch_norm=f"none in training; the average is judged with: {options.batch_norm}"
+            if options.kept
+            else "none",
         ),
         state=lambda options: (
-            {"average": Slot(per_weight=True), "updates": Slot(dtype="int32")} if options.kept else {}
+            {"average": Slot(per_weight=True), "updates": Slot(dtype="int32"), **statistics_slots(options.batch_norm)}
+            if options.kept
+            else {}
         ),
     )
 
@@ -86,8 +103,12 @@ class Ema(Strategy):
             return
         state, weights = self.strategy_state["ema"], self.trainable_variables
 
+        averaged = options.batch_norm == "average"
+
         def begin() -> None:
             begin_average(state["average"], weights)
+            if averaged:
+                move_statistics(state["statistics"], _seam.statistics_of(self), tf.ones(()))
 
         def wait() -> None:
             pass
@@ -99,13 +120,23 @@ class Ema(Strategy):
         if options.warmup:
             kept = tf.minimum(kept, (1 + done) / (10 + done))
         move_average(state["average"], weights, 1 - kept)
+        if averaged:
+            move_statistics(state["statistics"], _seam.statistics_of(self), 1 - kept)
         assign([(state["updates"], count + 1)])
 
     def evaluation_weights(self) -> contextlib.AbstractContextManager[None]:
+        if not self._is_judged_by_the_average():
+            return super().evaluation_weights()
+        return average_for_evaluation(self, self.strategy_state["ema"])
+
+    def keep_statistics(self, statistics: Sequence[tf.Tensor]) -> None:
+        if not self._is_judged_by_the_average():
+            super().keep_statistics(statistics)
+            return
+        keep_estimated("ema", self.strategy_state["ema"], statistics)
+
+    def _is_judged_by_the_average(self) -> bool:
         options = self.strategy_options["ema"]
         if options.kept == 0 or options.evaluate_with == "weights" or not has_state(self):
-            return super().evaluation_weights()
-        state = self.strategy_state["ema"]
-        if int(state["updates"].numpy()) == 0:
-            return super().evaluation_weights()
-        return exchanged(self.trainable_variables, state["average"])
+            return False
+        return int(self.strategy_state["ema"]["updates"].numpy()) > 0

@@ -113,14 +113,13 @@ class GradientAccumulation(Strategy):
         conditional(tf.convert_to_tensor(state["count"]) >= options.steps, apply, wait, ())
 
     def finish_epoch(self) -> None:
-        super().finish_epoch()
-        options = self.strategy_options["gradient_accumulation"]
-        if options.steps == 1 or options.last_window == "carry":
-            return
-        state, hand_on = self.strategy_state["gradient_accumulation"], super().update_weights
-        if int(state["count"].numpy()) > 0:
-            present = _present.get(self, [True] * len(state["gradients"]))
-            run_in_replicas(self, "last_window", lambda: self._apply_window(present, hand_on))
+        options, hand_on = self.strategy_options["gradient_accumulation"], super().update_weights
+        if options.steps > 1 and options.last_window == "apply":
+            state = self.strategy_state["gradient_accumulation"]
+            if int(state["count"].numpy()) > 0:
+                present = _present.get(self, [True] * len(state["gradients"]))
+                run_in_replicas(self, "last_window", lambda: self._apply_window(present, hand_on))
+        super().finish_epoch()  # What is inside has its last update of the epoch only now.
 
     def _apply_window(self, present: list[bool], hand_on: Callable[[Update], None]) -> None:
         options, state = self.strategy_options["gradient_accumulation"], self.strategy_state["gradient_accumulation"]

@@ -11,10 +11,13 @@ Yong et al., "Gradient Centralization", ECCV 2020, equation 1, https://arxiv.org
 
 from typing import Any, Literal
 
+import keras
 import tensorflow as tf
 from pydantic import Field
 
+from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Stage, StrategyOptions
+from trainstep.gradients import dense
 from trainstep.registry import register
 from trainstep.step import Strategy, Update
 
@@ -31,8 +34,9 @@ class GradientCentralizationOptions(StrategyOptions):
 
 def centralize(gradient: Any, lowest_rank: int = 2) -> Any:
     """Return `gradient` less its mean over all axes but the last, the outputs; as it is below `lowest_rank`."""
-    if gradient is None or isinstance(gradient, tf.IndexedSlices) or gradient.shape.rank < lowest_rank:
+    if gradient is None or gradient.shape.rank < lowest_rank:
         return gradient
+    gradient = dense(gradient)  # That of a kernel is sparse where the inputs are.
     return gradient - tf.reduce_mean(gradient, axis=list(range(gradient.shape.rank - 1)), keepdims=True)
 
 
@@ -56,5 +60,15 @@ class GradientCentralization(Strategy):
 
     def update_weights(self, update: Update) -> None:
         lowest_rank = _LOWEST_RANK[self.strategy_options["gradient_centralization"].kernels]
-        gradients = [centralize(gradient, lowest_rank) for gradient in update.gradients]
+        tables = {
+            _seam.key_of(weight)
+            for layer in _seam.layers_of(self)
+            if isinstance(layer, keras.layers.Embedding)
+            for weight in layer.weights
+        }
+        pairs = zip(update.gradients, self.trainable_variables, strict=True)
+        gradients = [
+            gradient if _seam.key_of(weight) in tables else centralize(gradient, lowest_rank)
+            for gradient, weight in pairs
+        ]
         super().update_weights(update._replace(gradients=gradients))

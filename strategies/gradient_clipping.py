@@ -60,7 +60,8 @@ def clip_by_norm(gradients: Gradients, clipnorm: float | tf.Tensor) -> Gradients
     As in Keras, entries from 2**64 on make it so: their squares are beyond float32.
     """
     norm = tf.linalg.global_norm(gradients)
-    factor = clipnorm / tf.maximum(norm, clipnorm)  # Exactly 1 where nothing is to be clipped.
+    # Exactly 1 where nothing is to be clipped; 0 where both are.
+    factor = tf.math.divide_no_nan(clipnorm, tf.maximum(norm, clipnorm))
     # A factor of 0, from an infinite norm, would turn the finite entries to zeros in silence.
     return scale(gradients, tf.where(tf.math.is_finite(norm), factor, math.nan))
 

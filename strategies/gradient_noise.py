@@ -75,6 +75,7 @@ class GradientNoise(Strategy):
         updates = self.strategy_state["gradient_noise"]["updates"]
         count = tf.convert_to_tensor(updates)
         stddev = tf.sqrt(options.eta / (1.0 + tf.cast(count, tf.float32)) ** options.gamma)
+        stddev = tf.where(update.terms > 0, stddev, 0.0)  # An update from no examples moves nothing.
         gradients = add_noise(update.gradients, stddev, tf.stack([options.seed, count]))
         assign([(updates, count + 1)])
         super().update_weights(update._replace(gradients=gradients))

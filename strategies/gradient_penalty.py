@@ -79,7 +79,9 @@ class GradientPenalty(Strategy):
         able = attackable(batch.x, self, options.inputs)
         tensors = tf.nest.flatten(batch.x)
         chosen = [tf.identity(tensor) for tensor, ok in zip(tensors, able, strict=True) if ok]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
+        # TensorFlow's graph optimizer sums in an order that depends on the names of operations: within one scope it is
+        # the same whatever the model is called.
+        with tf.name_scope("gradient_penalty"), tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(chosen)
             moving = iter(chosen)
             x = tf.nest.pack_sequence_as(
@@ -87,8 +89,9 @@ class GradientPenalty(Strategy):
             )
             objective = super().compute_objective(batch._replace(x=x))
         gradients = differentiate(self, tape, objective.loss, chosen)
-        # The loss is this replica's share of a mean: (1 / examples) / replicas of the sum over its examples.
-        examples = tf.cast(_seam.num_examples(batch.x), tf.float32)
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        penalty = replicas * examples * tf.reduce_sum(squared_norms(gradients))
+        penalty = tf.reduce_sum(squared_norms(gradients))
+        if not _seam.sums_its_loss(self):
+            # The loss is this replica's share of a mean: (1 / examples) / replicas of the sum over its examples.
+            examples = tf.cast(_seam.num_examples(batch.x), tf.float32)
+            penalty *= tf.distribute.get_strategy().num_replicas_in_sync * examples
         return objective._replace(loss=objective.loss + tf.cast(options.weight * penalty, objective.loss.dtype))

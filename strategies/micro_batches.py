@@ -50,7 +50,8 @@ def part_of(batch: Batch, start: tf.Tensor, stop: tf.Tensor) -> Batch:
     def cut(tensors: Any) -> Any:
         return tf.nest.map_structure(cut_one, tensors)
 
-    return Batch(cut(batch.x), cut(batch.y), cut(batch.sample_weight), cut(dict(batch.extra)))
+    examples = {"x": cut(batch.x), "y": cut(batch.y), "sample_weight": cut(batch.sample_weight)}
+    return batch._replace(**examples, extra=cut(dict(batch.extra)))
 
 
 def joined(parts: Sequence[tf.Tensor], sizes: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -7,28 +7,33 @@
 Two evaluations a step, twice the time of a plain one; with `interval` = k a fraction 1/k more. One copy of the
 weights is kept during the second. Loss, predictions, metrics and batch-norm statistics are those of the first, at w.
 On Keras 3 both evaluations have the same dropout masks; on Keras 2, where the state of dropout cannot be reached,
-each draws its own. The ascent is along the gradient of the whole batch, summed over replicas, neither clipped nor
-accumulated: with `gradient_accumulation` there is one for each micro-batch.
+each draws its own. The ascent is along the gradient of the batch, summed over replicas, neither clipped nor
+accumulated. Where `micro_batches` cuts the batch there is one ascent for each part (the paper's m-sharpness), or with
+`per="window"` one along the gradient of all of them.
 
 Foret et al., "Sharpness-Aware Minimization", ICLR 2021, equation 2, https://arxiv.org/abs/2010.01412; Kwon et al.,
 "ASAM", ICML 2021, equation 7, https://arxiv.org/abs/2102.11600
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import tensorflow as tf
 from pydantic import Field
 
 from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
-from trainstep.errors import ModelConflictError
 from trainstep.gradients import Gradients, dense
 from trainstep.registry import register
-from trainstep.replicas import assign
+from trainstep.replicas import assign, choose
 from trainstep.schedules import is_always, scheduled, value_at
 from trainstep.step import Batch, Evaluation, Strategy, summed_gradients
-from trainstep.strategies._ascent import along, gradients_after
+from trainstep.strategies._ascent import Beginning, along, beginning, gradients_after, with_gradients
+
+_WINDOW = (
+    "an ascent along the gradient of a whole window (per='window') would need its batches twice, and they are gone "
+    "by then. Take the window as one batch, and cut it with 'micro_batches'."
+)
 
 
 class SamOptions(StrategyOptions):
@@ -42,6 +47,10 @@ class SamOptions(StrategyOptions):
         default=0.01, ge=0, allow_inf_nan=False, description="Added to each weight's size, for those near 0; ASAM only."
     )
     interval: int = Field(default=1, ge=1, le=1_000_000, description="Steps, of which the first ascends.")
+    per: Literal["batch", "window"] = Field(
+        default="batch",
+        description="What an ascent is for, where a batch is cut in parts: each part, or all of them together.",
+    )
 
     @property
     def ascends(self) -> bool:
@@ -67,16 +76,19 @@ class Sam(Strategy):
 
     declaration = Declaration(
         name="sam",
-        stage=Stage.ASCENT,
+        stage=lambda options: Stage.OUTER_ASCENT if options.per == "window" else Stage.ASCENT,
         summary="SAM and ASAM: descend the gradient of the worst point near the weights.",
         reference="Foret et al., ICLR 2021, https://arxiv.org/abs/2010.01412",
         options=SamOptions,
         neutral={"rho": 0.0},
+        conflicts=lambda options: (
+            {"gradient_accumulation": _WINDOW} if options.per == "window" and options.ascends else {}
+        ),
         notes={
             "adversarial": "the examples are made once, at the weights, and seen by both evaluations",
-            "gradient_accumulation": "ascends for each micro-batch",
+            "gradient_accumulation": "ascends for each of the batches",
             "gradient_clipping": "what is clipped is the gradient that is descended, never the ascent",
-            "micro_batches": "ascends for each part of the batch",
+            "micro_batches": "ascends for each part of the batch, or along the gradient of the whole: per='window'",
         },
         passes_through=lambda options: () if options.ascends else ("compute_gradients",),
         cost=lambda options: (
@@ -87,53 +99,39 @@ class Sam(Strategy):
         state=lambda options: {"steps": Slot(dtype="int32")} if options.ascends and options.interval > 1 else {},
     )
 
-    def check_model(self) -> None:
-        super().check_model()
-        options = self.strategy_options["sam"]
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        if options.ascends and options.interval > 1 and replicas > 1:
-            raise ModelConflictError(
-                f"sam: interval={options.interval} needs one replica, and there are {replicas}: TensorFlow cannot "
-                "sum over replicas in some steps only. Leave interval at 1."
-            )
-
     def compute_gradients(self, batch: Batch) -> Evaluation:
-        options = self.strategy_options["sam"]
+        options, evaluate = self.strategy_options["sam"], super().compute_gradients
         if not options.ascends:
             return super().compute_gradients(batch)
         _seam.ensure_built(self, batch.x)  # There are no weights, no random state and no state of ours before.
         if not self.trainable_variables:
             return super().compute_gradients(batch)
-        random_state = _seam.random_state(self)
+        start = beginning(self)
         evaluation = super().compute_gradients(batch)
         present = [index for index, gradient in enumerate(evaluation.gradients) if gradient is not None]
 
-        def ascended() -> list[tf.Tensor]:
-            found = self._gradients_nearby(batch, evaluation, random_state)
+        # What differs between replicas is an argument, see `choose`.
+        def ascended(batch: Batch, evaluation: Evaluation, start: Beginning) -> list[tf.Tensor]:
+            everywhere = summed_gradients(self, batch, evaluation)
+            rho = value_at(options.rho, self.optimizer.iterations)
+            steps = ascent(self.trainable_variables, everywhere, rho, options)
+
+            def gradients_there() -> Gradients:
+                return evaluate(batch).gradients
+
+            found = gradients_after(self, steps, gradients_there, start)
             return [dense(found[index]) for index in present]
 
-        def plain() -> list[tf.Tensor]:
+        def plain(_batch: Batch, evaluation: Evaluation, _start: Beginning) -> list[tf.Tensor]:
             return [dense(evaluation.gradients[index]) for index in present]
 
+        batch = batch._replace(extra=dict(batch.extra))  # TensorFlow cannot take a read-only mapping apart.
         if options.interval == 1:
-            chosen = ascended()
+            chosen = ascended(batch, evaluation, start)
         else:
             steps = self.strategy_state["sam"]["steps"]
             count = tf.convert_to_tensor(steps)
             assign([(steps, count + 1)])
-            chosen = tf.cond(count % options.interval == 0, ascended, plain)
-        gradients: Gradients = [None] * len(evaluation.gradients)
-        for index, gradient in zip(present, chosen, strict=True):
-            gradients[index] = gradient
+            chosen = choose(count % options.interval == 0, ascended, plain, (batch, evaluation, start))
+        gradients = with_gradients(chosen, present, len(evaluation.gradients))
         return evaluation._replace(gradients=gradients)
-
-    def _gradients_nearby(self, batch: Batch, evaluation: Evaluation, random_state: Any) -> Gradients:
-        options, objective = self.strategy_options["sam"], super().compute_objective
-        everywhere = summed_gradients(self, batch, evaluation)
-        rho = value_at(options.rho, self.optimizer.iterations)
-        steps = ascent(self.trainable_variables, everywhere, rho, options)
-
-        def loss_nearby() -> tf.Tensor:
-            return objective(batch).loss
-
-        return gradients_after(self, steps, loss_nearby, random_state)

@@ -10,7 +10,19 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalogue import NAMES, TOGETHER, VARIANTS, conflict, declaration, registered, schema, spec_of, task_of, variant_id
+from catalogue import (
+    NAMES,
+    TOGETHER,
+    VARIANTS,
+    conflict,
+    conflicts,
+    declaration,
+    registered,
+    schema,
+    spec_of,
+    task_of,
+    variant_id,
+)
 from nets import BATCH, Subclassed, Workload, X, Y, dense, functional, kinds, one_weight, sgd, weight_of, workload_for
 from runs import assert_same, fitted, is_finite, prepared, run
 
@@ -46,13 +58,15 @@ def class_of(spec) -> type:
 # --- Order ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.shows("pair")
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
-def test_every_pair_trains_finite_and_the_order_of_listing_never_matters(pair):
+def test_every_pair_trains_finite_and_the_order_of_listing_never_matters(pair, record_property):
     """In any order it is one and the same class, so that what it trains is the same bit for bit."""
     if why := conflict(*pair):
         for listed in (pair, pair[::-1]):
             with pytest.raises(errors.StrategyConflictError, match=re.escape(why)):
                 class_of(spec_of(*listed))
+        record_property("instead", why)
         return
     assert class_of(spec_of(*pair)) is class_of(spec_of(*pair[::-1]))
     assert is_finite(run(real(*pair), list(pair)))
@@ -78,8 +92,9 @@ def test_neutral_company_changes_nothing():
 
 
 def test_strategies_are_sorted_by_stage_and_each_acts_once():
-    composed = list(composition.compose(ALL))
-    stages = [strategy.declaration.stage for strategy in composed]
+    chosen = composition.compose(ALL)
+    composed = list(chosen)
+    stages = [strategy.declaration.stage_with(options) for strategy, options in chosen.items()]
     assert stages == sorted(stages)
     assert len(composed) == len(TOGETHER)
     for order in itertools.islice(itertools.permutations(TOGETHER), 24):
@@ -412,7 +427,7 @@ def test_describe_says_all_there_is_to_know(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_notes_and_conflicts_name_strategies_that_exist(name):
     assert set(declaration(name).notes) <= set(NAMES) - {name}
-    assert set(declaration(name).conflicts) <= set(NAMES) - {name}
+    assert set(conflicts(name)) <= set(NAMES) - {name}
 
 
 def test_applied_tells_what_is_on_a_model():

@@ -60,7 +60,7 @@ def test_compiling_with_the_same_optimizer_keeps_state_and_with_a_new_one_does_n
     model.compile(keras.optimizers.Adam(0.01), task_of(name).loss)
     for key, slot in declaration(name).state(declaration(name).options(**declaration(name).example)).items():
         state = model.strategy_state[name][key]
-        for variable in state if isinstance(state, list) else [state]:
+        for variable in tf.nest.flatten(state):
             assert np.all(variable.numpy() == slot.initial)
 
 

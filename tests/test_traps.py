@@ -247,9 +247,7 @@ def test_no_state_hangs_on_the_model(name):
     fresh = set(vars(model)) - attributes
     assert not [key for key in fresh if isinstance(getattr(model, key, None), tf.Variable)]
     assert len(model.weights) == weights
-    slots = tf.nest.flatten(
-        {key: list(value) if isinstance(value, list) else value for key, value in model.strategy_state[name].items()}
-    )
+    slots = tf.nest.flatten(model.strategy_state[name])
     held = {id(getattr(v, "value", v)) if not isinstance(v, tf.Variable) else id(v) for v in slots}
     variables = model.optimizer.variables
     known = {

@@ -111,3 +111,21 @@ def test_the_reason_of_a_failure_is_what_happened_and_not_what_keras_wraps_it_in
 
     assert "is incompatible with the layer" in reason(X[:, :3], Y)
     assert "Received a label value of 8" in reason(X, Y + 7)
+
+
+def test_what_a_strategy_needs_and_does_not_find_is_said_before_anything_runs(tmp_path):
+    def regression():
+        return keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(1)])
+
+    with pytest.raises(trainstep.errors.ModelConflictError, match="confidence_penalty needs an output of classes"):
+        compared(
+            ["standard", "confidence_penalty"], model=regression, loss="mse", metrics=["mae"], output=tmp_path / "out"
+        )
+    assert not (tmp_path / "out" / "report.md").exists()
+
+
+def test_a_workload_trains_on_one_hot_labels_where_its_loss_takes_them():
+    arguments = {"workload": "blobs_mlp", "seeds": 1, "epochs": 1, "workers": 1, "cost": False}
+    one_hot = trainstep.compare(strategies=["standard"], loss="categorical_crossentropy", **arguments)
+    numbers = trainstep.compare(strategies=["standard"], **arguments)
+    assert one_hot.runs[0].metrics == pytest.approx(numbers.runs[0].metrics, abs=0.02)

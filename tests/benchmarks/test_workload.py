@@ -113,6 +113,15 @@ def test_noise_on_one_hot_and_column_labels():
     np.testing.assert_array_equal(noisy(LABELS[:, np.newaxis]).train[1][:, 0], ids)
 
 
+def test_one_hot_labels_are_those_with_noise():
+    noisy = workload.get("blobs_mlp", noise=0.3)
+    (x, y), (_, held_out) = noisy.read()
+    one_hot, validation = noisy.read_one_hot()
+    np.testing.assert_array_equal(one_hot[0], x)
+    np.testing.assert_array_equal(one_hot[1], np.eye(noisy.classes)[y])
+    np.testing.assert_array_equal(validation[1].argmax(axis=1), held_out)
+
+
 def test_noise_keeps_sample_weights():
     split = Split((np.zeros((4, 1)), np.array([0, 1, 0, 1]), np.arange(4)), None)
     np.testing.assert_array_equal(datasets.with_noise(split, 0.5).train[2], np.arange(4))

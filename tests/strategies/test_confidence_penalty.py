@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from nets import BATCH, Task, dense, functional, one_weight, sgd, weight_of, workload_for
+from nets import BATCH, Task, TimesWeight, dense, functional, one_weight, sgd, weight_of, workload_for
 from runs import prepared, run
 
 import trainstep
@@ -84,6 +84,40 @@ def test_labels_and_predictions_may_be_written_in_other_ways(kind, assert_close)
     model.compile(sgd(), loss)
     model.fit(CLASSES.x, labels, batch_size=BATCH, epochs=2, shuffle=False, verbose=0)
     assert_close([variable.numpy() for variable in model.variables], expected.variables)
+
+
+def test_from_the_threshold_on_more_entropy_is_not_rewarded_by_hand():
+    # Of p = s(z), z = w x: H = -p log p - (1 - p) log (1 - p), 0.69 at z = 0 and 0.09 at z = 4. With a threshold of 0.5
+    # the first of x = 0.1, 4 has the reward 0.5, and no gradient; the second has all of it: dH/dw = -z x p (1 - p).
+    model = trainstep.apply(one_weight(1.0), "confidence_penalty", beta=0.5, threshold=0.5)
+    model.compile(sgd(0.1), keras.losses.BinaryCrossentropy(from_logits=True))
+    loss = model.train_on_batch(np.array([[0.1], [4.0]]), np.ones((2, 1)))
+    p, q = sigmoid(0.1), sigmoid(4.0)
+    entropy = -q * np.log(q) - (1 - q) * np.log(1 - q)
+    assert float(np.ravel(loss)[0]) == pytest.approx(-(np.log(p) + np.log(q)) / 2 - 0.5 * (0.5 + entropy) / 2, rel=1e-5)
+    gradient = (0.1 * (p - 1) + 4 * (q - 1)) / 2 + 0.5 * 4 * 4 * q * (1 - q) / 2
+    assert weight_of(model) == pytest.approx(1 - 0.1 * gradient, rel=1e-5)
+
+
+def test_the_entropy_is_weighed_as_the_loss_of_its_output_is(assert_close):
+    """Twice the loss, all of it, is twice the learning rate."""
+    doubled = workload_for(dense, CLASSES, loss_weights=[2.0])
+    faster = workload_for(dense, CLASSES, optimizer=lambda: sgd(0.2))
+    assert_close(run(doubled, "confidence_penalty").variables, run(faster, "confidence_penalty").variables)
+
+
+def test_of_several_units_it_is_the_mean_as_the_loss_is():
+    """The same unit twice is trained as once."""
+    left = []
+    for units in (1, 2):
+        x = keras.Input((1,))
+        z = TimesWeight(1.0)(x)
+        twice = keras.layers.Concatenate()([z, z]) if units == 2 else z
+        model = trainstep.apply(keras.Model(x, twice), "confidence_penalty", beta=0.5)
+        model.compile(sgd(0.1), keras.losses.BinaryCrossentropy(from_logits=True))
+        model.train_on_batch(np.full((1, 1), 2.0), np.ones((1, units)))
+        left.append(weight_of(model))
+    assert left[1] == pytest.approx(left[0], rel=1e-6)
 
 
 def test_a_model_that_predicts_no_classes_is_refused():

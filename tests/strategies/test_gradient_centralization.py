@@ -23,12 +23,27 @@ def test_kernels_of_any_rank_lose_the_mean_over_all_axes_but_the_last(shape):
     np.testing.assert_allclose(centralize(tf.constant(gradient)), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_vectors_sparse_gradients_and_none_stay():
+def test_vectors_and_none_stay():
     vector = tf.constant([1.0, 2.0])
-    sparse = tf.IndexedSlices(tf.ones((1, 2)), tf.constant([0]), tf.constant([3, 2]))
     assert centralize(vector) is vector
-    assert centralize(sparse) is sparse
     assert centralize(None) is None
+
+
+def test_a_sparse_gradient_is_centralized_as_what_it_stands_for():
+    sparse = tf.IndexedSlices(tf.constant([[3.0, 6.0]]), tf.constant([1]), tf.constant([3, 2]))
+    np.testing.assert_array_equal(centralize(sparse), [[-1, -2], [2, 4], [-1, -2]])
+
+
+def test_the_table_of_an_embedding_is_left_alone():
+    """Its rows are inputs of nothing: of a batch of token 1 alone, no other row may move."""
+    net = keras.Sequential([keras.Input((1,), dtype="int32"), keras.layers.Embedding(3, 2), keras.layers.Dense(1)])
+    model = trainstep.apply(net, "gradient_centralization")
+    model.compile(sgd(), "mse")
+    before = model.layers[0].get_weights()[0]
+    model.train_on_batch(np.ones((2, 1)), np.ones((2, 1, 1)))
+    moved = np.abs(model.layers[0].get_weights()[0] - before).max(axis=1)
+    assert moved[1] > 0
+    assert moved[0] == moved[2] == 0
 
 
 def test_for_convolutions_alone_a_dense_kernel_stays():

@@ -38,3 +38,13 @@ def test_it_is_the_mean_over_the_examples(assert_close):
     model.compile(sgd(0.1), "mse")
     model.train_on_batch(X, Y)
     assert_close(model.get_weights(), expected)
+
+
+def test_of_a_loss_that_is_a_sum_it_is_the_sum_by_hand():
+    # l = (w x)^2: dl/dx = 2 w^2 x, its square 4 w^4 x^2. At w = 1, x = 1 and 2: losses 1 + 4, penalties 4 + 16; the
+    # derivatives are 2 w x^2 = 2 + 8 and 16 w^3 x^2 = 16 + 64.
+    model = trainstep.apply(one_weight(1.0), "gradient_penalty", weight=0.5)
+    model.compile(sgd(0.01), keras.losses.MeanSquaredError(reduction="sum"))
+    loss = model.train_on_batch(np.array([[1.0], [2.0]]), np.zeros((2, 1)))
+    assert float(np.ravel(loss)[0]) == pytest.approx(5 + 0.5 * 20)
+    assert weight_of(model) == pytest.approx(1 - 0.01 * (10 + 0.5 * 80), rel=1e-6)

@@ -113,8 +113,76 @@ def test_the_ascent_is_never_clipped():
     assert weight_of(model) == pytest.approx(1 - 0.1 * 2.5, rel=1e-6)
 
 
-def test_an_interval_on_several_replicas_is_refused(mirrored):
-    with mirrored.scope():
-        model = dense()
-        with pytest.raises(errors.ModelConflictError, match="interval=2 needs one replica, and there are 2"):
-            trainstep.apply(model, "sam", interval=2)
+@pytest.mark.skipif(KERAS_3, reason="only Keras 2 has a SAM of its own")
+@pytest.mark.parametrize("parts", [1, 2])
+def test_it_is_that_of_keras_2_whole_and_in_parts(parts, assert_close):
+    """Keras adds up the gradients of the parts where `micro_batches` takes their mean: hence the learning rate."""
+    inner = dense()
+    start = inner.get_weights()
+    theirs = keras.models.experimental.SharpnessAwareMinimization(inner, rho=0.2, num_batch_splits=parts)
+    theirs.compile(sgd(0.1 / parts), "mse")
+    theirs.fit(X[:20], Y[:20], batch_size=BATCH, epochs=2, shuffle=False, verbose=0)
+    ours = dense()
+    ours.set_weights(start)
+    trainstep.apply(ours, {"sam": {"rho": 0.2}, "micro_batches": {"count": parts}})
+    ours.compile(sgd(0.1), "mse")
+    ours.fit(X[:20], Y[:20], batch_size=BATCH, epochs=2, shuffle=False, verbose=0)
+    assert_close(ours.get_weights(), inner.get_weights())
+
+
+def test_what_other_strategies_add_to_the_loss_is_part_of_both_evaluations():
+    # Half clean, half moved by epsilon = 1 along the sign of dL/dx: x' = 2. The loss is (w^2 + 4 w^2) / 2, its
+    # gradient 5 w: at 1 + 0.5 it is 7.5.
+    spec = {"sam": {"rho": 0.5}, "adversarial": {"epsilon": 1.0, "clean_weight": 0.5}}
+    model = trainstep.apply(one_weight(1.0), spec)
+    model.compile(sgd(0.1), "mse")
+    model.train_on_batch(np.ones((1, 1)), np.zeros((1, 1)))
+    assert weight_of(model) == pytest.approx(1 - 0.1 * 7.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_for_a_window_the_parts_of_a_batch_do_not_matter(adaptive, assert_close):
+    options = {"rho": 0.5, "adaptive": adaptive}
+    workload = Workload(dense, X, Y)
+    whole = run(workload, "sam", options)
+    window = run(workload, {"sam": {**options, "per": "window"}, "micro_batches": {"count": 3}})
+    assert_close(window.variables, whole.variables)
+    assert differs(run(workload, {"sam": options, "micro_batches": {"count": 3}}), whole)
+
+
+def test_for_a_window_it_is_outside_of_what_cuts_the_batch():
+    inside, outside = (trainstep.plan({"micro_batches": {}, "sam": {"per": per}}) for per in ("batch", "window"))
+    assert list(inside.strategies) == ["micro_batches", "sam"]
+    assert list(outside.strategies) == ["sam", "micro_batches"]
+
+
+def test_a_window_of_several_batches_is_refused_and_the_way_is_named():
+    spec = {"sam": {"per": "window"}, "gradient_accumulation": {}}
+    with pytest.raises(errors.StrategyConflictError, match=r"need its batches twice.* cut it with 'micro_batches'"):
+        trainstep.plan(spec)
+    assert trainstep.plan({**spec, "sam": {"per": "window", "rho": 0.0}}).time == 1
+
+
+def test_dropout_masks_in_parts_of_a_batch_are_those_of_the_first_evaluation():
+    """At a learning rate of zero, where the second evaluation leaves no trace, what is drawn next is as without it."""
+    workload = Workload(functional, X, Y, lambda: {"optimizer": sgd(0.0), "loss": "mse", "metrics": ["mae"]})
+    parts = {"micro_batches": {"count": 2}}
+    ours, plain = run(workload, {"sam": {"rho": 0.5, "per": "window"}, **parts}), run(workload, parts)
+    if KERAS_3:
+        assert_same(ours, plain)
+    else:  # See above.
+        assert not differs(ours._replace(variables=ours.variables[:4]), plain._replace(variables=plain.variables[:4]))
+
+
+def on(distribution, options):
+    keras.utils.set_random_seed(0)
+    with distribution.scope():
+        model = trainstep.apply(dense(), "sam", **options)
+        model.compile(sgd(), "mse")
+    model.fit(X[:20], Y[:20], batch_size=6, epochs=2, shuffle=False, verbose=0)  # Unequal shares, one of them empty.
+    return model.get_weights()
+
+
+def test_an_interval_on_several_replicas_is_that_of_one_device(mirrored_four, assert_close):
+    options = {"rho": 0.5, "interval": 3}
+    assert_close(on(mirrored_four, options), on(tf.distribute.get_strategy(), options))

@@ -4,13 +4,15 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from nets import Task
+from nets import Task, teacher
 
 import trainstep
 from trainstep import registry
 from trainstep.definition import hooks_used
+from trainstep.strategies import distillation
 
 NAMES = trainstep.names()
+distillation.provide("teacher.keras", teacher)  # The one of its example, which teaches nets of every kind.
 
 
 def declaration(name: str) -> trainstep.Declaration:
@@ -26,7 +28,9 @@ def task_of(*names: str) -> Task:
     """Return what nets have to be made for, for all these strategies to train them."""
     needs = {need for name in names for need in declaration(name).needs}
     classes = bool(needs & {"classes", "one-hot labels"})
-    return Task(images="images" in needs, classes=classes, outputs="outputs" in needs)
+    return Task(
+        images="images" in needs, classes=classes, outputs="outputs" in needs, separate="separate examples" in needs
+    )
 
 
 def spec_of(*names: str) -> dict[str, dict[str, Any]]:
@@ -54,9 +58,14 @@ def variants() -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
+def conflicts(name: str) -> dict[str, str]:
+    """Return what `name`, with its default options or those of its example, cannot be combined with, and why."""
+    return dict(declaration(name).conflicts_with(declaration(name).options(**declaration(name).example)))
+
+
 def conflict(one: str, other: str) -> str | None:
     """Return why two strategies cannot be combined; None where they can."""
-    return declaration(one).conflicts.get(other) or declaration(other).conflicts.get(one)
+    return conflicts(one).get(other) or conflicts(other).get(one)
 
 
 def together() -> list[str]:

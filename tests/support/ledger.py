@@ -1,6 +1,7 @@
 """What the tests show of each strategy, collected while they run: `pytest --ledger FILE`.
 
-A test marked `shows("saved")` shows that of the strategy it is parametrised with, or of what `of` names. What it could
+A test marked `shows("saved")` shows that of the strategy it is parametrised with, or of what `of` names; one marked
+`shows("pair")` that the strategies of its parameter `pair` go together. What it could
 not show it says as the reason of a skip, or by `record_property("instead", reason)` where a clear refusal is what was
 tested. The documentation's table is made from these files, see `docs/support.py`.
 """
@@ -30,7 +31,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         marker = item.get_closest_marker("shows")
         if marker is not None:  # Travels with the report, from a worker of pytest-xdist too.
-            item.user_properties.append((_KEY, [marker.kwargs.get("of") or _strategy_of(item), marker.args[0]]))
+            item.user_properties.append((_KEY, _what_is_shown(item, marker)))
+
+
+def _what_is_shown(item: Any, marker: pytest.Mark) -> list[str]:
+    """Return of which strategy the test shows something, and what."""
+    if marker.args[0] == "pair":
+        one, other = item.callspec.params["pair"]
+        return [one, f"with {other}"]
+    return [marker.kwargs.get("of") or _strategy_of(item), marker.args[0]]
 
 
 def _strategy_of(item: Any) -> str:

@@ -40,6 +40,8 @@ class Task:
     """One-hot labels of three classes instead of a number."""
     outputs: bool = False
     """Both of them, each an output."""
+    separate: bool = False
+    """No batch norm, which mixes examples."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,6 +69,11 @@ class Task:
             return [keras.layers.Dense(5, "tanh", **first)]
         return [keras.layers.Conv2D(5, 2, activation="tanh", **first), keras.layers.GlobalAveragePooling2D()]
 
+    def norm(self, **arguments: Any) -> keras.layers.Layer:
+        """Return a new layer that normalizes."""
+        kind = keras.layers.LayerNormalization if self.separate else keras.layers.BatchNormalization
+        return kind(**arguments)
+
     def last_layers(self) -> dict[str, keras.layers.Layer]:
         """Return new layers from five numbers to the outputs, by name."""
         if self.outputs:
@@ -92,7 +99,7 @@ def functional(task: Task = NUMBERS) -> keras.Model:
     x = h = keras.Input(task.shape, name="numbers")
     for layer in task.first_layers(kernel_regularizer=keras.regularizers.L2(0.01), name="hidden"):
         h = layer(h)
-    h = keras.layers.BatchNormalization(name="norm")(h)
+    h = task.norm(name="norm")(h)
     h = keras.layers.Dropout(0.25, seed=1, name="drop")(h)
     return keras.Model(x, outputs(task.last_layers(), h))
 
@@ -112,7 +119,7 @@ def sequential(task: Task = NUMBERS) -> keras.Model:
         [
             keras.Input(task.shape),
             *task.first_layers(kernel_regularizer=keras.regularizers.L2(0.01)),
-            keras.layers.BatchNormalization(),
+            task.norm(),
             keras.layers.Dropout(0.25, seed=1),
             *task.last_layers().values(),
         ]
@@ -125,7 +132,7 @@ class Subclassed(keras.Model):
     def __init__(self, task: Task = NUMBERS) -> None:
         super().__init__()
         self.first = task.first_layers(kernel_regularizer=keras.regularizers.L2(0.01))
-        self.norm = keras.layers.BatchNormalization()
+        self.norm = task.norm()
         self.drop = keras.layers.Dropout(0.25, seed=1)
         self.last = task.last_layers()
 
@@ -175,6 +182,27 @@ def masked() -> keras.Model:
     return keras.Model(x, keras.layers.Dense(3)(h))
 
 
+class Teacher(keras.Model):
+    """Predicts three classes from inputs of any kind, and for each token of a sequence."""
+
+    def call(self, x: Any) -> tf.Tensor:
+        tensors = tf.nest.flatten(x)
+        if len(tensors) == 1 and not tensors[0].dtype.is_floating:
+            score = tf.cast(tensors[0], tf.float32)[..., None]
+        else:
+            rows = [tf.reshape(tf.cast(tensor, tf.float32), (tf.shape(tensor)[0], -1)) for tensor in tensors]
+            score = tf.add_n([tf.reduce_sum(each, axis=1, keepdims=True) for each in rows])
+        return tf.nn.softmax(tf.sin(score + tf.constant([0.0, 1.0, 2.0])))
+
+
+def teacher() -> keras.Model:
+    """Return what `distillation` is shown with."""
+    model = Teacher()
+    model.compile(loss="categorical_crossentropy")
+    model(X[:1])
+    return model
+
+
 class TimesWeight(keras.layers.Layer):
     """The model of all derivations by hand: y = w * x."""
 
@@ -200,6 +228,15 @@ def weight_of(model: keras.Model) -> float:
     """Return w of `one_weight`."""
     [w] = model.get_weights()
     return float(w)
+
+
+def two_tasks(**arguments) -> keras.Model:
+    """Return a = w . left and b = w . right for one w of two numbers, which starts at zero."""
+    left, right = keras.Input((2,), name="left"), keras.Input((2,), name="right")
+    layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros", **arguments)
+    named = {"a": keras.layers.Activation("linear", name="a"), "b": keras.layers.Activation("linear", name="b")}
+    outputs = {name: named[name](layer(x)) for name, x in (("a", left), ("b", right))}
+    return keras.Model({"left": left, "right": right}, outputs)
 
 
 def sgd(learning_rate: Any = 0.1, **arguments: Any) -> keras.optimizers.Optimizer:

@@ -1,0 +1,42 @@
+"""What differentially private updates add up to: epsilon, for a delta."""
+
+import importlib
+import importlib.util
+from typing import Any
+
+from trainstep.errors import InvalidOptionsError
+
+
+def epsilon(*, noise_multiplier: float, sampling_probability: float, updates: int, delta: float) -> float:
+    """Return the epsilon of (epsilon, delta)-differential privacy after so many updates.
+
+    It is that of batches in which each example is, in each update anew, with `sampling_probability`: Poisson sampling.
+    Keras shuffles and takes each example once an epoch, for which no bound as tight is known; the number is what
+    everybody reports all the same. By dp-accounting, with Renyi differential privacy; two sets of data are neighbours
+    where one has an example more.
+    """
+    dp_accounting = importlib.import_module("dp_accounting")
+    event = dp_accounting.PoissonSampledDpEvent(sampling_probability, dp_accounting.GaussianDpEvent(noise_multiplier))
+    accountant = dp_accounting.rdp.RdpAccountant()
+    accountant.compose(event, updates)
+    return float(accountant.get_epsilon(delta))
+
+
+def spent_by(model: Any, *, num_examples: int, delta: float) -> float:
+    """Return the `epsilon` of the updates of `model` since it was compiled, as if all were of its largest batch."""
+    state = model.strategy_state["dp_sgd"]
+    updates, largest = int(state["updates"].numpy()), float(state["largest"].numpy())
+    if not updates:
+        return 0.0
+    return epsilon(
+        noise_multiplier=model.strategy_options["dp_sgd"].noise_multiplier,
+        sampling_probability=min(1.0, largest / num_examples),
+        updates=updates,
+        delta=delta,
+    )
+
+
+def check_installed() -> None:
+    """Raise `InvalidOptionsError` where there is no accountant to ask."""
+    if importlib.util.find_spec("dp_accounting") is None:
+        raise InvalidOptionsError('dp_sgd: num_examples needs dp-accounting: pip install "trainstep[privacy]".')

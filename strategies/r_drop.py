@@ -1,0 +1,133 @@
+"""R-Drop: let two passes of one batch, with different masks of dropout, agree on what they predict.
+
+    loss = 1/2 (L(y, p1) + L(y, p2)) + alpha/4 (KL(p1 || p2) + KL(p2 || p1))       mean over the examples
+
+Half of what the paper minimizes, L(y, p1) + L(y, p2) + alpha/2 (...): so that `alpha` is the paper's, and the learning
+rate and the regularizers those of a plain step. (Its authors' code has both, the sum and the mean.)
+
+As in the paper the batch is repeated and passes once, at twice its size: a step costs about twice a plain one, and the
+activations of twice the batch are kept. Batch-norm statistics are updated once, by both halves; before any dropout
+they are those of the batch itself. Regularizers count once. Predictions and metrics are of the first half.
+
+Wu et al., "R-Drop: Regularized Dropout for Neural Networks", NeurIPS 2021, equations 2 to 4 and algorithm 1,
+https://arxiv.org/abs/2106.14448
+"""
+
+from typing import Any
+
+import tensorflow as tf
+from pydantic import Field
+
+from trainstep import _seam
+from trainstep.declaration import Cost, Declaration, Stage, StrategyOptions
+from trainstep.errors import ModelConflictError
+from trainstep.registry import register
+from trainstep.schedules import is_always, scheduled, value_at
+from trainstep.step import Batch, Objective, Strategy
+from trainstep.strategies._classes import class_outputs, divergence, share_of_mean, weight_of_output
+
+
+class RDropOptions(StrategyOptions):
+    """How much the two passes are to agree."""
+
+    alpha: scheduled(ge=0) = Field(
+        default=1.0, description="Weight of the divergence, in loss per nat, or a schedule of it; 0: one pass."
+    )
+
+
+def symmetric_divergence(log_p: tf.Tensor, log_q: tf.Tensor) -> tf.Tensor:
+    """Return the mean of KL(p || q) and KL(q || p), from logarithms (..., classes): (...)."""
+    return (divergence(log_p, log_q) + divergence(log_q, log_p)) / 2
+
+
+def repeated(value: Any) -> Any:
+    """Return a tensor followed by itself, along its first dimension; a None stays None."""
+    if value is None:
+        return None
+    if isinstance(value, tf.SparseTensor):
+        return tf.sparse.concat(0, [value, value])
+    return _seam.with_mask(tf.concat([value, value], axis=0), repeated(_seam.mask_of(value)))
+
+
+@register
+class RDrop(Strategy):
+    """Passes the batch repeated, and compares the halves of what comes out."""
+
+    declaration = Declaration(
+        name="r_drop",
+        stage=Stage.OBJECTIVE,
+        summary="R-Drop: two passes with different masks of dropout are to predict the same.",
+        reference="Wu et al., NeurIPS 2021, https://arxiv.org/abs/2106.14448",
+        options=RDropOptions,
+        neutral={"alpha": 0.0},
+        needs=("classes",),
+        notes={
+            "confidence_penalty": "the entropy is that of the first half",
+            "sam": "the ascent is along the gradient of both passes",
+        },
+        passes_through=lambda options: ("compute_objective",) if is_always(options.alpha, 0) else (),
+        cost=lambda options: (
+            Cost()
+            if is_always(options.alpha, 0)
+            else Cost(
+                forward=1,
+                backward=1,
+                time=2.0,
+                memory="activations of twice the batch",
+                batch_norm="statistics are updated once per step, by the batch and its repetition",
+            )
+        ),
+    )
+
+    def compute_objective(self, batch: Batch) -> Objective:
+        alpha = self.strategy_options["r_drop"].alpha
+        if is_always(alpha, 0):
+            return super().compute_objective(batch)
+        _check_size_is_free(self)
+        twice = batch._replace(
+            x=tf.nest.map_structure(repeated, batch.x),
+            y=tf.nest.map_structure(repeated, batch.y),
+            sample_weight=tf.nest.map_structure(repeated, self._weights_of_one_pass(batch)),
+        )
+        objective = super().compute_objective(twice)
+        first, second = (_half(objective.y_pred, which) for which in (0, 1))
+        outputs, weights = tf.nest.flatten(first), _seam.weights_of_outputs(self, first)
+        divergences = []
+        for output in class_outputs("r_drop", self, first):
+            values = symmetric_divergence(output.distributions(first), output.distributions(second))
+            values = tf.reduce_mean(values, axis=-1)
+            of_examples = weight_of_output(batch.sample_weight, output.index)
+            share = share_of_mean(self, values, outputs[output.index], of_examples)
+            divergences.append(weights[output.index] * share)
+        penalty = value_at(alpha, self.optimizer.iterations) / 2 * tf.add_n(divergences)
+        return Objective(objective.loss + tf.cast(penalty, objective.loss.dtype), first)
+
+    def _weights_of_one_pass(self, batch: Batch) -> Any:
+        """Return the sample weights with which the loss of both passes is the mean of the two: halves, of a sum."""
+        if not _seam.sums_its_loss(self):
+            return batch.sample_weight
+        if batch.sample_weight is None:
+            halves = tf.fill([_seam.num_examples(batch.x)], 0.5)
+            return tf.nest.map_structure(lambda labels: halves, batch.y)
+        return tf.nest.map_structure(lambda weights: weights / 2, batch.sample_weight)
+
+
+def _half(y_pred: Any, which: int) -> Any:
+    """Return the first or the second half of the examples, with their masks."""
+
+    def of(output: Any) -> Any:
+        if output is None:
+            return None
+        count = tf.shape(output)[0] // 2
+        return _seam.with_mask(output[which * count :][:count], of(_seam.mask_of(output)))
+
+    return tf.nest.map_structure(of, y_pred)
+
+
+def _check_size_is_free(model: Any) -> None:
+    for tensor in getattr(model, "inputs", None) or ():
+        if tensor.shape[0] is not None:
+            raise ModelConflictError(
+                f"r_drop passes a batch of twice the size, and the input {tensor.name!r} of the model has room for "
+                f"{tensor.shape[0]} examples only. Make it with `shape=`, not `batch_shape=` or `batch_size=`."
+            )
