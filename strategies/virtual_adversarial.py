@@ -98,7 +98,7 @@ class VirtualAdversarial(Strategy):
             "mixed_precision": "its passes run in 16 bits too, where xi should be larger; divergences are in float32",
             "trades": "both keep predictions the same around the clean examples, each in its own ball: the sum counts",
         },
-        needs=("classes",),
+        needs=("classes", "float inputs"),
         passes_through=lambda options: () if options.acts else ("transform_batch", "compute_objective"),
         cost=lambda options: (
             Cost(
