@@ -126,6 +126,8 @@ class Declaration:
     """Hooks it overrides, but with these options only to hand on what it gets."""
     cost: Callable[[Any], Cost] = lambda options: Cost()
     state: Callable[[Any], Mapping[str, Slot]] = lambda options: {}
+    updates: Callable[[Any], int] = lambda options: 1
+    """How many updates it makes of a batch."""
     reports: Callable[[Any], Mapping[str, Report]] = lambda options: {}
     """Numbers it records, by the name a log shows; strategies that report the same thing share a name."""
     needs: Collection[str] = ()

@@ -12,6 +12,7 @@ from trainstep.strategies.diagnostics import Diagnostics as Diagnostics
 from trainstep.strategies.distillation import Distillation as Distillation
 from trainstep.strategies.dp_sgd import DpSgd as DpSgd
 from trainstep.strategies.ema import Ema as Ema
+from trainstep.strategies.free_adversarial import FreeAdversarial as FreeAdversarial
 from trainstep.strategies.gradient_accumulation import GradientAccumulation as GradientAccumulation
 from trainstep.strategies.gradient_centralization import GradientCentralization as GradientCentralization
 from trainstep.strategies.gradient_clipping import GradientClipping as GradientClipping
@@ -36,3 +37,4 @@ from trainstep.strategies.skip_nonfinite import SkipNonfinite as SkipNonfinite
 from trainstep.strategies.standard import Standard as Standard
 from trainstep.strategies.swa import Swa as Swa
 from trainstep.strategies.trades import Trades as Trades
+from trainstep.strategies.virtual_adversarial import VirtualAdversarial as VirtualAdversarial

@@ -75,7 +75,7 @@ class Mart(Strategy):
             "mixed_precision": "the attack's passes run in 16 bits too; divergences are computed in float32",
             "sam": "the examples are made once, at the weights, and seen by both evaluations",
         },
-        needs=("classes",),
+        needs=("classes", "float inputs"),
         passes_through=lambda options: () if options.attacks else ("transform_batch",),
         cost=lambda options: Cost(
             forward=options.steps * options.attacks + 1,

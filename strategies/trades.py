@@ -69,7 +69,7 @@ class Trades(Strategy):
             "mixed_precision": "the attack's passes run in 16 bits too; divergences are computed in float32",
             "sam": "the examples are made once, at the weights, and seen by both evaluations",
         },
-        needs=("classes",),
+        needs=("classes", "float inputs"),
         passes_through=lambda options: () if options.acts else ("transform_batch", "compute_objective"),
         cost=_cost,
         state=lambda options: {"draws": Slot(dtype="int32")} if options.acts else {},
