@@ -357,7 +357,7 @@ def test_the_plan_of_one_strategy_shows_each_hook_in_which_it_acts(name, options
     passed = declaration(name).passes_through(declaration(name).options(**options))
     assert shown == ((hooks & set(vars(trainstep.get(name)))) - set(passed) or {"the model"})
     assert plan.time == plan.costs[name].time
-    assert plan.costs[name].time >= 1
+    assert plan.costs[name].time >= 1 or plan.costs[name].saves
 
 
 @pytest.mark.parametrize("name", NAMES)
