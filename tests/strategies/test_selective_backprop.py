@@ -124,9 +124,9 @@ def test_it_looks_at_the_losses_without_dropout_and_leaves_statistics_alone():
     kept = int(np.argmax((model.predict(x, verbose=0) - y) ** 2))
     model.train_on_batch(x, y)
     plain.train_on_batch(x[kept : kept + 1], y[kept : kept + 1])
-    for ours, expected in zip(
-        model.get_layer("norm").get_weights(), plain.get_layer("norm").get_weights(), strict=True
-    ):
+    # Moving mean and variance. Not beta: on Keras 2 both draw their dropout, which comes after it, by other seeds.
+    pairs = zip(*(each.get_layer("norm").get_weights()[2:] for each in (model, plain)), strict=True)
+    for ours, expected in pairs:
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-7)
 
 
