@@ -20,6 +20,7 @@ from trainstep.strategies.micro_batches import MicroBatches as MicroBatches
 from trainstep.strategies.mixed_precision import MixedPrecision as MixedPrecision
 from trainstep.strategies.mixup import Mixup as Mixup
 from trainstep.strategies.percentile_clipping import PercentileClipping as PercentileClipping
+from trainstep.strategies.progressive_resizing import ProgressiveResizing as ProgressiveResizing
 from trainstep.strategies.sam import Sam as Sam
 from trainstep.strategies.selective_backprop import SelectiveBackprop as SelectiveBackprop
 from trainstep.strategies.skip_nonfinite import SkipNonfinite as SkipNonfinite
