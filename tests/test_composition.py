@@ -51,6 +51,10 @@ def first_of(workload: Workload, count: int) -> Workload:
     return replace(workload, x=x, y=y)
 
 
+def options_of(name: str) -> trainstep.StrategyOptions:
+    return declaration(name).options(**declaration(name).example)
+
+
 def class_of(spec) -> type:
     return type(trainstep.apply(Subclassed(), spec))
 
@@ -350,10 +354,13 @@ def test_the_l2_attack_is_free_of_the_loss_scale():
 def test_the_whole_stack_is_the_same_however_the_step_runs(compiled, assert_close):
     """With a loss scale far from overflow: what overflows in float16 depends on how operations are fused.
 
-    Under XLA without those that draw random numbers, which are others there.
+    Under XLA without those that draw random numbers, which are others there, and without those it cannot compile.
     """
     names = [
-        name for name in TOGETHER if "jit_compile" not in compiled or "seed" not in schema(name).get("properties", {})
+        name
+        for name in TOGETHER
+        if "jit_compile" not in compiled
+        or ("seed" not in schema(name).get("properties", {}) and not declaration(name).without_xla(options_of(name)))
     ]
     spec = spec_of(*names) | {"mixed_precision": {"dtype": "float16", "initial_scale": 2.0**8}}
     workload = first_of(workload_for(dense, TASK), 20)
@@ -423,7 +430,7 @@ def test_the_plan_of_one_strategy_shows_each_hook_in_which_it_acts(name, options
     passed = declaration(name).passes_through(declaration(name).options(**options))
     assert shown == ((hooks & set(vars(trainstep.get(name)))) - set(passed) or {"the model"})
     assert plan.time == plan.costs[name].time
-    assert plan.costs[name].time >= 1
+    assert plan.costs[name].time >= 1 or plan.costs[name].saves
 
 
 @pytest.mark.parametrize("name", NAMES)
