@@ -201,6 +201,19 @@ def test_with_pcgrad_the_weighted_gradients_are_projected():
     assert model.get_weights()[0].ravel() == pytest.approx(-after, rel=1e-5)
 
 
+def test_while_what_the_tasks_share_is_frozen_their_weights_stay():
+    model = trainstep.apply(dense(OUTPUTS), "gradnorm")
+    optimizer = sgd()
+    model.compile(optimizer, OUTPUTS.loss)
+    model.train_on_batch(OUTPUTS.x, OUTPUTS.y)
+    before = np.array(model.strategy_state["gradnorm"]["weights"])
+    model.layers[1].trainable = False
+    model.compile(optimizer, OUTPUTS.loss)
+    model.train_on_batch(OUTPUTS.x, OUTPUTS.y)
+    assert before[0] != 1
+    np.testing.assert_array_equal(model.strategy_state["gradnorm"]["weights"], before)
+
+
 def test_it_reports_the_weights_of_the_tasks():
     model = trainstep.apply(dense(OUTPUTS), ["gradnorm", "diagnostics"])
     model.compile(sgd(), OUTPUTS.loss)
