@@ -80,7 +80,7 @@ def next_weights(
     moved = tf.maximum(weights - options.learning_rate * tf.sign(weighted - targets) * norms, 0.0)
     total = tf.reduce_sum(moved)
     usable = tf.reduce_all(tf.math.is_finite(moved)) & tf.math.is_finite(total) & (total > 0)
-    return tf.where(usable, moved * (weights.shape[0] / total), weights)
+    return tf.where(usable, moved * (tf.cast(tf.size(weights), tf.float32) / total), weights)
 
 
 @register
