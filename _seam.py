@@ -261,6 +261,12 @@ def cross_entropy(loss: Any) -> tuple[Any, bool] | None:
     return None
 
 
+def logits_behind(output: Any) -> Any:
+    """Return the logits that `output` is the softmax or the sigmoid of, where its layer left them, or None."""
+    # Keras's own cross-entropies look for the attribute, so that a prediction that is nearly sure still has a gradient.
+    return getattr(output, "_keras_logits", None)
+
+
 def losses_of_entries(loss: Any, y: Any, y_pred: Any) -> tf.Tensor:
     """Return the loss of each entry of one output, not reduced: (batch, ...).
 
@@ -370,18 +376,20 @@ def without_trace(
             return function()
     statistics = _snapshot(model.non_trainable_variables) if training else []
     metrics = _snapshot(metric_variables(model))  # Now: those of `add_metric` are updated by the forward pass.
-    container = model.compiled_loss
+    container = getattr(model, "compiled_loss", None)
 
     def build(y_pred: Any) -> None:
         # Keras makes metrics here, at the first call, and updates them at once: keep them in between.
         type(container).build(container, y_pred)
         metrics.extend(_snapshot_of_others(model, metrics))
 
-    vars(container)["build"] = build
+    if container is not None:  # There is none in a model that is not compiled.
+        vars(container)["build"] = build
     try:
         value = function()
     finally:
-        del vars(container)["build"]
+        if container is not None:
+            del vars(container)["build"]
     for variable, before in [*statistics, *metrics]:
         variable.assign(before)
     return value

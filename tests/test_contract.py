@@ -298,7 +298,7 @@ def test_default_options_differ_from_plain_keras(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_unknown_option_is_refused(name):
     with pytest.raises(errors.InvalidOptionsError, match=f"{name}: unknown option 'no_such_option'"):
-        trainstep.model_class(keras.Model, name, no_such_option=1)
+        trainstep.model_class(keras.Model, name, **spec_of(name)[name], no_such_option=1)
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
@@ -322,7 +322,7 @@ def test_options_are_immutable_and_strictly_typed(name):
             setattr(made, option, getattr(made, option))
         if constraints(field).get("type") in ("number", "integer"):
             with pytest.raises(errors.InvalidOptionsError, match=f"{name}: {option}: .*Given: '1'"):
-                trainstep.model_class(keras.Model, {name: {option: "1"}})
+                trainstep.model_class(keras.Model, {name: spec_of(name)[name] | {option: "1"}})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -372,7 +372,7 @@ def out_of_bounds(demands: dict) -> st.SearchStrategy:
 def test_every_bound_of_the_schema_is_enforced(name, option, data):
     value = data.draw(out_of_bounds(constraints(schema(name)["properties"][option])))
     with pytest.raises(errors.InvalidOptionsError) as caught:
-        trainstep.model_class(keras.Model, {name: {option: value}})
+        trainstep.model_class(keras.Model, {name: spec_of(name)[name] | {option: value}})
     assert f"{name}: {option}: " in str(caught.value)
     assert f"Given: {value!r}" in str(caught.value)
 
@@ -380,7 +380,7 @@ def test_every_bound_of_the_schema_is_enforced(name, option, data):
 @pytest.mark.parametrize(("name", "option"), NUMBERS)
 def test_not_a_number_is_refused(name, option):
     with pytest.raises(errors.InvalidOptionsError, match=f"{name}: {option}"):
-        trainstep.model_class(keras.Model, {name: {option: math.nan}})
+        trainstep.model_class(keras.Model, {name: spec_of(name)[name] | {option: math.nan}})
 
 
 @pytest.mark.parametrize(("name", "option"), ENUMERATIONS)
@@ -389,7 +389,7 @@ def test_not_a_number_is_refused(name, option):
 def test_an_enumeration_is_closed(name, option, text):
     assume(text not in constraints(schema(name)["properties"][option])["enum"])
     with pytest.raises(errors.InvalidOptionsError, match=f"{name}: {option}"):
-        trainstep.model_class(keras.Model, {name: {option: text}})
+        trainstep.model_class(keras.Model, {name: spec_of(name)[name] | {option: text}})
 
 
 # --- 5: the shape of a strategy ---------------------------------------------------------------------------------------
