@@ -10,7 +10,7 @@ import math
 from typing import Annotated, Any, Literal
 
 import tensorflow as tf
-from pydantic import AfterValidator, Discriminator, Field, FiniteFloat, Tag
+from pydantic import AfterValidator, Discriminator, Field, FiniteFloat, GetCoreSchemaHandler, Tag
 
 from trainstep.declaration import TAGS, StrategyOptions
 
@@ -26,28 +26,37 @@ class Schedule(StrategyOptions):
 
 
 Scheduled = float | Schedule
+"""The type of such an option; `Annotated[Scheduled, Within(ge=0)]` gives its bounds."""
 
 
-def scheduled(**bounds: float) -> Any:
-    """Return the type of an option that is a number within `bounds` (`ge`, `gt`, `le`, `lt`), or a schedule of such."""
+class Within:
+    """Bounds of an option that is a number or a schedule: `ge`, `gt`, `le`, `lt`, of every value it takes."""
 
-    def within(schedule: Schedule) -> Schedule:
+    def __init__(self, **bounds: float) -> None:
+        self._bounds = bounds
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        """Return the schema of one or the other, told apart by what is given, so that an error is of what was meant."""
+        del source
+        number, schedule = TAGS
+
+        def kind(value: Any) -> str:
+            return schedule if isinstance(value, (dict, Schedule)) else number
+
+        within: Any = Annotated[
+            Annotated[float, Field(allow_inf_nan=False, **self._bounds), Tag(number)]
+            | Annotated[Schedule, AfterValidator(self._checked), Tag(schedule)],
+            Discriminator(kind),
+        ]
+        return handler.generate_schema(within)
+
+    def _checked(self, schedule: Schedule) -> Schedule:
         for value in (schedule.start, schedule.end):
             for bound, (holds, words) in _BOUNDS.items():
-                if bound in bounds and not holds(value, bounds[bound]):
-                    raise ValueError(f"every value of a schedule should be {words} {bounds[bound]:g}, not {value:g}")
+                if bound in self._bounds and not holds(value, self._bounds[bound]):
+                    limit = self._bounds[bound]
+                    raise ValueError(f"every value of a schedule should be {words} {limit:g}, not {value:g}")
         return schedule
-
-    number, schedule = TAGS
-
-    def kind(value: Any) -> str:
-        return schedule if isinstance(value, (dict, Schedule)) else number
-
-    return Annotated[
-        Annotated[float, Field(allow_inf_nan=False, **bounds), Tag(number)]
-        | Annotated[Schedule, AfterValidator(within), Tag(schedule)],
-        Discriminator(kind),
-    ]
 
 
 _BOUNDS = {

@@ -11,7 +11,7 @@ from trainstep.declaration import StrategyOptions
 from trainstep.errors import UnsupportedInputError
 from trainstep.gradients import differentiate
 from trainstep.replicas import assign
-from trainstep.schedules import is_always, scheduled, value_at
+from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, require
 from trainstep.strategies._attacks import Norm, attack, attackable, in_range
 
@@ -35,7 +35,8 @@ def _ordered(value: tuple[float, float] | None) -> tuple[float, float] | None:
 
 # Options that mean the same in every strategy, each with its sentence; the default is the strategy's own.
 Epsilon = Annotated[
-    scheduled(ge=0),
+    Scheduled,
+    Within(ge=0),
     Field(description="Radius of the ball, in units of the input, or a schedule of it; 0: no attack."),
 ]
 NormOfBall = Annotated[Norm, Field(description="The ball's norm, over each example and input by itself.")]

@@ -14,7 +14,7 @@ https://arxiv.org/abs/2004.05884
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import tensorflow as tf
 from pydantic import Field
@@ -24,7 +24,7 @@ from trainstep.declaration import Cost, Declaration, Stage, StrategyOptions
 from trainstep.errors import ModelConflictError
 from trainstep.gradients import Gradients, dense
 from trainstep.registry import register
-from trainstep.schedules import is_always, scheduled, value_at
+from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Evaluation, Strategy, summed_gradients
 from trainstep.strategies._ascent import TWO_ASCENTS, beginning, gradients_after
 
@@ -35,7 +35,7 @@ _TINY = 1e-20
 class AdversarialWeightPerturbationOptions(StrategyOptions):
     """How far the weights are moved."""
 
-    gamma: scheduled(ge=0) = Field(
+    gamma: Annotated[Scheduled, Within(ge=0)] = Field(
         default=0.01,
         description="Length of each tensor's move, as a part of its own length, or a schedule of it; 0: none.",
     )

@@ -11,13 +11,15 @@ Pereyra et al., "Regularizing Neural Networks by Penalizing Confident Output Dis
 equation 3 and section 3.2, https://arxiv.org/abs/1701.06548
 """
 
+from typing import Annotated
+
 import tensorflow as tf
 from pydantic import Field
 
 from trainstep import _seam
 from trainstep.declaration import Declaration, Stage, StrategyOptions
 from trainstep.registry import register
-from trainstep.schedules import is_always, scheduled, value_at
+from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Objective, Strategy
 from trainstep.strategies._classes import class_outputs, entropy, share_of_mean, weight_of_output
 
@@ -25,7 +27,9 @@ from trainstep.strategies._classes import class_outputs, entropy, share_of_mean,
 class ConfidencePenaltyOptions(StrategyOptions):
     """How much of it there is."""
 
-    beta: scheduled(ge=0) = Field(default=0.1, description="Weight of the entropy, in loss per nat; 0: none.")
+    beta: Annotated[Scheduled, Within(ge=0)] = Field(
+        default=0.1, description="Weight of the entropy, in loss per nat; 0: none."
+    )
     threshold: float | None = Field(
         default=None,
         gt=0,

@@ -13,7 +13,7 @@ Hinton et al., "Distilling the Knowledge in a Neural Network", NeurIPS 2014 work
 https://arxiv.org/abs/1503.02531
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import tensorflow as tf
@@ -22,7 +22,7 @@ from pydantic import Field, field_validator
 from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Stage, StrategyOptions
 from trainstep.registry import register
-from trainstep.schedules import is_always, scheduled, value_at
+from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Objective, Strategy
 from trainstep.strategies._classes import class_outputs, divergence, share_of_mean, weighed, weight_of_output
 from trainstep.strategies._teachers import gives_logits, name_of, output_like, provide, teacher_of, withdraw
@@ -40,7 +40,7 @@ class DistillationOptions(StrategyOptions):
     temperature: float = Field(
         default=4.0, gt=0, allow_inf_nan=False, description="T, by which logits are divided before the softmax."
     )
-    alpha: scheduled(ge=0, le=1) = Field(
+    alpha: Annotated[Scheduled, Within(ge=0, le=1)] = Field(
         default=0.9, description="Share of the teacher in the loss, the rest is the labels'; 0: plain training."
     )
     from_logits: bool | None = Field(

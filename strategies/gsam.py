@@ -13,6 +13,8 @@ Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware Training", I
 https://arxiv.org/abs/2203.08065
 """
 
+from typing import Annotated
+
 import tensorflow as tf
 from pydantic import Field
 
@@ -20,7 +22,7 @@ from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Stage, StrategyOptions
 from trainstep.gradients import Gradients
 from trainstep.registry import register
-from trainstep.schedules import is_always, scheduled, value_at
+from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Evaluation, Strategy, summed_gradients
 from trainstep.strategies._ascent import TWO_ASCENTS, all_dense, along, beginning, gradients_after, projection
 
@@ -28,7 +30,7 @@ from trainstep.strategies._ascent import TWO_ASCENTS, all_dense, along, beginnin
 class GsamOptions(StrategyOptions):
     """How far the ascent goes, and how much the surrogate gap counts."""
 
-    rho: scheduled(ge=0) = Field(
+    rho: Annotated[Scheduled, Within(ge=0)] = Field(
         default=0.05, description="Length of the ascent, in units of the weights, or a schedule of it; 0: none."
     )
     alpha: float = Field(

@@ -11,7 +11,7 @@ Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVP
 https://arxiv.org/abs/1512.00567
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import tensorflow as tf
@@ -21,7 +21,7 @@ from trainstep import _seam
 from trainstep.declaration import Declaration, Stage, StrategyOptions
 from trainstep.errors import ModelConflictError
 from trainstep.registry import register
-from trainstep.schedules import is_always, scheduled, value_at
+from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Objective, Strategy
 from trainstep.strategies._classes import class_outputs, share_of_mean, weight_of_output
 
@@ -29,7 +29,7 @@ from trainstep.strategies._classes import class_outputs, share_of_mean, weight_o
 class LabelSmoothingOptions(StrategyOptions):
     """How far the labels are from certain."""
 
-    smoothing: scheduled(ge=0, lt=1) = Field(
+    smoothing: Annotated[Scheduled, Within(ge=0, lt=1)] = Field(
         default=0.1, description="Probability that is spread evenly over all classes; 0: none."
     )
 

@@ -13,6 +13,8 @@ Liu et al., "Towards Efficient and Scalable Sharpness-Aware Minimization", CVPR 
 https://arxiv.org/abs/2203.02714
 """
 
+from typing import Annotated
+
 import tensorflow as tf
 from pydantic import Field
 
@@ -21,7 +23,7 @@ from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOption
 from trainstep.gradients import Gradients, all_finite, dense
 from trainstep.registry import register
 from trainstep.replicas import assign, choose
-from trainstep.schedules import is_always, scheduled, value_at
+from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Evaluation, Strategy, summed_gradients
 from trainstep.strategies._ascent import (
     TWO_ASCENTS,
@@ -41,7 +43,7 @@ _ROUNDING = 1e-6
 class LookSamOptions(StrategyOptions):
     """How far the ascent goes, how often, and how much of it the steps between keep."""
 
-    rho: scheduled(ge=0) = Field(
+    rho: Annotated[Scheduled, Within(ge=0)] = Field(
         default=0.05, description="Length of the ascent, in units of the weights, or a schedule of it; 0: none."
     )
     interval: int = Field(

@@ -14,7 +14,7 @@ Wang et al., "Improving Adversarial Robustness Requires Revisiting Misclassified
 https://openreview.net/forum?id=rklOg6EFwS
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import tensorflow as tf
 from pydantic import Field
@@ -22,7 +22,7 @@ from pydantic import Field
 from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Slot, Stage
 from trainstep.registry import register
-from trainstep.schedules import scheduled, value_at
+from trainstep.schedules import Scheduled, Within, value_at
 from trainstep.step import Batch, Objective, Strategy
 from trainstep.strategies._adversaries import PgdOptions, other_attacks, pgd
 from trainstep.strategies._classes import class_outputs, divergence, share_of_mean, weight_of_output
@@ -31,7 +31,7 @@ from trainstep.strategies._classes import class_outputs, divergence, share_of_me
 class MartOptions(PgdOptions):
     """The attack, and what its divergence weighs."""
 
-    beta: scheduled(ge=0) = Field(
+    beta: Annotated[Scheduled, Within(ge=0)] = Field(
         default=6.0,
         description="Weight of the divergence, lambda in the paper, in loss per nat, or a schedule of it; 0: none.",
     )

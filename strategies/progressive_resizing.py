@@ -13,7 +13,7 @@ after the growing images of Karras et al., "Progressive Growing of GANs", ICLR 2
 """
 
 import weakref
-from typing import Any
+from typing import Annotated, Any
 
 import tensorflow as tf
 from pydantic import Field
@@ -22,7 +22,7 @@ from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Stage, StrategyOptions
 from trainstep.errors import ModelConflictError
 from trainstep.registry import register
-from trainstep.schedules import Schedule, highest, is_always, lowest, scheduled, value_at
+from trainstep.schedules import Schedule, Scheduled, Within, highest, is_always, lowest, value_at
 from trainstep.step import Batch, Evaluation, Strategy
 from trainstep.strategies._images import images_among, size_of
 
@@ -32,7 +32,7 @@ _CHECKED: "weakref.WeakSet[Any]" = weakref.WeakSet()
 class ProgressiveResizingOptions(StrategyOptions):
     """How large images are, and when."""
 
-    scale: scheduled(gt=0, le=1) = Field(
+    scale: Annotated[Scheduled, Within(gt=0, le=1)] = Field(
         default=Schedule(start=0.5, end=1.0, updates=1000),
         description="Height and width of what is trained on, as a share of those of the images; 1: all of them.",
     )

@@ -13,7 +13,7 @@ Wu et al., "R-Drop: Regularized Dropout for Neural Networks", NeurIPS 2021, equa
 https://arxiv.org/abs/2106.14448
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import tensorflow as tf
 from pydantic import Field
@@ -22,7 +22,7 @@ from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Stage, StrategyOptions
 from trainstep.errors import ModelConflictError
 from trainstep.registry import register
-from trainstep.schedules import is_always, scheduled, value_at
+from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Objective, Strategy
 from trainstep.strategies._classes import mean_divergence, weighed
 
@@ -30,7 +30,7 @@ from trainstep.strategies._classes import mean_divergence, weighed
 class RDropOptions(StrategyOptions):
     """How much the two passes are to agree."""
 
-    alpha: scheduled(ge=0) = Field(
+    alpha: Annotated[Scheduled, Within(ge=0)] = Field(
         default=1.0, description="Weight of the divergence, in loss per nat, or a schedule of it; 0: one pass."
     )
 

@@ -16,7 +16,7 @@ Foret et al., "Sharpness-Aware Minimization", ICLR 2021, equation 2, https://arx
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tensorflow as tf
 from pydantic import Field
@@ -26,7 +26,7 @@ from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOption
 from trainstep.gradients import Gradients, dense
 from trainstep.registry import register
 from trainstep.replicas import assign, choose
-from trainstep.schedules import is_always, scheduled, value_at
+from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Evaluation, Strategy, summed_gradients
 from trainstep.strategies._ascent import Beginning, along, beginning, gradients_after, with_gradients
 
@@ -39,7 +39,7 @@ _WINDOW = (
 class SamOptions(StrategyOptions):
     """How far the ascent goes, and how often."""
 
-    rho: scheduled(ge=0) = Field(
+    rho: Annotated[Scheduled, Within(ge=0)] = Field(
         default=0.05, description="Length of the ascent, in units of the weights, or a schedule of it; 0: none."
     )
     adaptive: bool = Field(default=False, description="Measure the length relative to each weight's size: ASAM.")

@@ -13,7 +13,7 @@ Zhang et al., "Theoretically Principled Trade-off between Robustness and Accurac
 https://arxiv.org/abs/1901.08573
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import tensorflow as tf
 from pydantic import Field
@@ -21,7 +21,7 @@ from pydantic import Field
 from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Slot, Stage
 from trainstep.registry import register
-from trainstep.schedules import is_always, scheduled, value_at
+from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Objective, Strategy
 from trainstep.strategies._adversaries import PgdOptions, other_attacks, pgd
 from trainstep.strategies._classes import mean_divergence
@@ -30,7 +30,7 @@ from trainstep.strategies._classes import mean_divergence
 class TradesOptions(PgdOptions):
     """The attack, and what its divergence weighs."""
 
-    beta: scheduled(ge=0) = Field(
+    beta: Annotated[Scheduled, Within(ge=0)] = Field(
         default=6.0, description="Weight of the divergence, in loss per nat, or a schedule of it; 0: none."
     )
 

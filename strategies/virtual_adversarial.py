@@ -15,7 +15,7 @@ TPAMI 2018, algorithm 1, https://arxiv.org/abs/1704.03976
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import tensorflow as tf
 from pydantic import Field
@@ -24,7 +24,7 @@ from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
 from trainstep.gradients import differentiate
 from trainstep.registry import register
-from trainstep.schedules import is_always, scheduled, value_at
+from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Objective, Strategy
 from trainstep.strategies._adversaries import ClipRange, Inputs, checked, next_seed
 from trainstep.strategies._attacks import ascent_direction, attackable, movable, normal_delta, perturbed
@@ -34,10 +34,10 @@ from trainstep.strategies._classes import class_outputs, mean_divergence
 class VirtualAdversarialOptions(StrategyOptions):
     """How far predictions are compared, how that direction is found, and what a difference weighs."""
 
-    alpha: scheduled(ge=0) = Field(
+    alpha: Annotated[Scheduled, Within(ge=0)] = Field(
         default=1.0, description="Weight of the divergence, in loss per nat, or a schedule of it; 0: none."
     )
-    epsilon: scheduled(ge=0) = Field(
+    epsilon: Annotated[Scheduled, Within(ge=0)] = Field(
         default=2.0,
         description="L2 norm of the perturbation of each example and input, or a schedule of it; 0: none.",
     )
