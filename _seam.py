@@ -63,20 +63,21 @@ def of_any_size(model: Any) -> Iterator[None]:
     """
     # Both Kerases have a setter of `input_spec`; it sets this, which nothing public takes back.
     attribute = "_manual_input_spec"
-    changed = []
+    changed: list[tuple[Any, Any]] = []
     for layer in layers_of(model):
         specs = layer.input_spec if isinstance(layer, keras.Model) else None
         if isinstance(specs, (list, tuple)):
-            changed.append((layer, vars(layer).get(attribute)))
-            vars(layer)[attribute] = [_spec_of_any_size(spec) for spec in specs]
+            own: Any = vars(layer)
+            changed.append((own, own.get(attribute)))
+            own[attribute] = [_spec_of_any_size(spec) for spec in specs]
     try:
         yield
     finally:
-        for layer, before in changed:
+        for own, before in changed:
             if before is None:
-                del vars(layer)[attribute]
+                del own[attribute]
             else:
-                vars(layer)[attribute] = before
+                own[attribute] = before
 
 
 def _spec_of_any_size(spec: Any) -> Any:
@@ -280,9 +281,10 @@ def losses_of_entries(loss: Any, y: Any, y_pred: Any) -> tf.Tensor:
     reduction = loss.reduction
     loss.reduction = "none"
     try:
-        return loss(y, y_pred)
+        losses: Any = loss(y, y_pred)
     finally:
         loss.reduction = reduction
+    return losses
 
 
 class _OfFunction(keras.losses.Loss):
@@ -376,7 +378,7 @@ def without_trace(
             return function()
     statistics = _snapshot(model.non_trainable_variables) if training else []
     metrics = _snapshot(metric_variables(model))  # Now: those of `add_metric` are updated by the forward pass.
-    container = getattr(model, "compiled_loss", None)
+    container: Any = getattr(model, "compiled_loss", None)
 
     def build(y_pred: Any) -> None:
         # Keras makes metrics here, at the first call, and updates them at once: keep them in between.
@@ -775,8 +777,8 @@ def is_separable(model: Any) -> bool:
     functions = [getattr(keras.losses, name) for name in _SEPARABLE]
     classes = [getattr(keras.losses, name) for name in _SEPARABLE.values()]
     for loss in tf.nest.flatten(model.loss):
-        loss = keras.losses.get(loss) if isinstance(loss, str) else loss  # noqa: PLW2901
-        if not (loss in functions or (type(loss) in classes and loss.reduction in _MEANS)):
+        made: Any = keras.losses.get(loss) if isinstance(loss, str) else loss
+        if not (made in functions or (type(made) in classes and made.reduction in _MEANS)):
             return False
     return True
 
@@ -832,7 +834,8 @@ _WATCHED = ("call", "activation")
 def _watch(layer: Any, calls: list[Call]) -> None:
     # Neither Keras tells, where it computes, what a layer got, or made before its activation. Both look for the two
     # attributes at each call; they are set past `Layer.__setattr__`, which would track them.
-    call, activation, made = layer.call, getattr(layer, "activation", None), []
+    call, made = layer.call, []
+    activation: Any = getattr(layer, "activation", None)
 
     @functools.wraps(call)
     def watched_call(inputs: Any, *args: Any, **kwargs: Any) -> Any:

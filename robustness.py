@@ -238,7 +238,7 @@ class _Attacked:
             [self._classes] = class_outputs("evaluate_robustness", model, scores)
         else:
             self._classes = Classes(0, "binary" if scores.shape[1] == 1 else "categorical", from_logits)
-        self._num_classes = max(int(scores.shape[1]), 2)
+        self._num_classes = max(int(scores.shape[1] or 0), 2)
         self._able = attackable(batches[0][0], model, None)
         self._log_probabilities = tf.function(self._traced_log_probabilities, reduce_retracing=True)
 

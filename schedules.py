@@ -33,7 +33,7 @@ class Within:
     """Bounds of an option that is a number or a schedule: `ge`, `gt`, `le`, `lt`, of every value it takes."""
 
     def __init__(self, **bounds: float) -> None:
-        self._bounds = bounds
+        self._bounds: dict[str, Any] = bounds
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
         """Return the schema of one or the other, told apart by what is given, so that an error is of what was meant."""

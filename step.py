@@ -246,10 +246,10 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
             return super().predict(*args, **kwargs)
 
     @functools.wraps(keras.Model.export)
-    def export(self, *args: Any, **kwargs: Any) -> Any:
+    def export(self, filepath: Any, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Export as Keras does, with `evaluation_weights`: what is served is what was judged."""
         with self.evaluation_weights():
-            return super().export(*args, **kwargs)
+            return super().export(filepath, *args, **kwargs)
 
     @functools.wraps(keras.Model.compile)
     def compile(self, *args: Any, **kwargs: Any) -> None:

@@ -18,7 +18,7 @@ _EPSILON = 1e-7  # Keras's own, `keras.config.epsilon()`: what its cross-entropi
 class Classes(NamedTuple):
     """One output that is trained by a cross-entropy."""
 
-    index: int
+    place: int
     """Its place among the flattened outputs, and labels."""
     kind: Kind
     from_logits: bool
@@ -28,7 +28,7 @@ class Classes(NamedTuple):
 
         A binary output is (batch, ..., 2 * units) there, those against before those for.
         """
-        values = tf.cast(tf.nest.flatten(outputs)[self.index], tf.float32)
+        values = tf.cast(tf.nest.flatten(outputs)[self.place], tf.float32)
         if self.kind == "binary":
             if self.from_logits:
                 return tf.concat([tf.math.log_sigmoid(-values), tf.math.log_sigmoid(values)], axis=-1)
@@ -41,7 +41,7 @@ class Classes(NamedTuple):
 
     def targets(self, y: Any, outputs: Any) -> tf.Tensor:
         """Return the labels among `y`, those of the whole model, as probabilities: shaped as `log_probabilities`."""
-        labels, values = tf.nest.flatten(y)[self.index], tf.nest.flatten(outputs)[self.index]
+        labels, values = tf.nest.flatten(y)[self.place], tf.nest.flatten(outputs)[self.place]
         if self.kind == "sparse":
             if labels.shape.rank == values.shape.rank:  # Keras takes a last axis of one.
                 labels = tf.squeeze(labels, axis=-1)
@@ -58,7 +58,7 @@ class Classes(NamedTuple):
         An output has one question, but for a binary one: each of its units is asked for yes or no.
         """
         if self.kind != "binary":
-            return values[..., tf.newaxis, :]
+            return tf.expand_dims(values, axis=-2)
         return tf.stack(tf.split(values, 2, axis=-1), axis=-1)
 
 
@@ -146,9 +146,9 @@ def mean_divergence(
     for output in class_outputs(strategy, model, y_pred):
         log_p, log_q = output.log_probabilities(y_pred), output.log_probabilities(other)
         values = divergence(output.by_question(tf.stop_gradient(log_p) if fixed else log_p), output.by_question(log_q))
-        weights = weight_of_output(sample_weight, output.index)
-        mean = share_of_mean(model, tf.reduce_mean(values, axis=-1), outputs[output.index], weights)
-        found.append(loss_weights[output.index] * mean)
+        weights = weight_of_output(sample_weight, output.place)
+        mean = share_of_mean(model, tf.reduce_mean(values, axis=-1), outputs[output.place], weights)
+        found.append(loss_weights[output.place] * mean)
     return tf.add_n(found)
 
 

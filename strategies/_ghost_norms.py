@@ -104,7 +104,7 @@ def in_one_pass(model: Any, batch: Batch, clip: float) -> tuple[Evaluation, Grad
     factor = model.loss_scale()
     factor = tf.ones(()) if factor is None else factor
     seed = tf.ones_like(loss) * tf.cast(factor, loss.dtype)
-    found = tape.gradient(loss, [call.outputs for call in calls], output_gradients=seed)
+    found: Any = tape.gradient(loss, [call.outputs for call in calls], output_gradients=seed)
     # From the mean to the sum, and unscaled, in float32: small ones would vanish in float16.
     to_sum = tf.distribute.get_strategy().num_replicas_in_sync * num_loss_terms(batch, y_pred)
     to_sum /= tf.cast(factor, tf.float32)
@@ -135,7 +135,7 @@ def of_layer(layer: Any, inputs: Sequence[tf.Tensor], gradients: Sequence[tf.Ten
     """
     if isinstance(layer, keras.layers.Embedding):
         rows = [_by_place(each, 1)[:, :, 0] for each in inputs]
-        e = tf.concat([_by_place(each, each.shape[-1]) for each in gradients], axis=1)
+        e = tf.concat([_by_place(each, int(each.shape[-1] or 0)) for each in gradients], axis=1)
         found = {_seam.key_of(layer.embeddings): _of_table(layer.embeddings, tf.concat(rows, axis=1), e)}
     else:
         units = layer.kernel.shape[-1]
@@ -175,7 +175,8 @@ def _unfolded(layer: Any, inputs: tf.Tensor) -> tf.Tensor:
 
 
 def _of_kernel(kernel: Any, a: tf.Tensor, e: tf.Tensor) -> OfWeight:
-    places, entries, units = a.shape[1], a.shape[2], e.shape[2]
+    shapes: Any = (a.shape[1], a.shape[2], e.shape[2])
+    places, entries, units = shapes
     if places is not None and 2 * places**2 <= entries * units:
         products = tf.matmul(a, a, transpose_b=True) * tf.matmul(e, e, transpose_b=True)
 

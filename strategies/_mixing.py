@@ -19,12 +19,12 @@ class Rows(NamedTuple):
     """The place of a replica's examples among those of the whole batch: int32 scalars."""
 
     first: tf.Tensor
-    count: tf.Tensor
-    of_all: tf.Tensor
+    here: tf.Tensor
+    of_all: Any
 
     def of(self, values: tf.Tensor) -> tf.Tensor:
         """Return those of this replica among `values` of all examples."""
-        return values[self.first : self.first + self.count]
+        return values[self.first : self.first + self.here]
 
 
 def rows_of(x: Any) -> Rows:

@@ -71,7 +71,7 @@ def teacher_of(name: str, student: Any) -> Any:
         key = provided or (os.path.abspath(name), os.stat(name).st_mtime_ns)
         if key not in _MADE:
             # In a thread of its own, where no graph is being traced and no distribution takes hold of its variables.
-            make = provided or (lambda: keras.models.load_model(name, compile=False))
+            make: Any = provided or (lambda: keras.models.load_model(name, compile=False))
             with ThreadPoolExecutor(1) as pool:
                 _MADE[key] = pool.submit(make).result()
         teacher = _MADE[key]
@@ -90,14 +90,14 @@ def output_like(name: str, predicted: Any, y_pred: Any, output: Classes, count: 
     places = list(range(len(mine)))
     if isinstance(predicted, dict) and isinstance(y_pred, dict):
         places = [sorted(predicted).index(key) if key in predicted else None for key in sorted(y_pred)]
-    place: Any = 0 if len(theirs) == count == 1 else places[output.index]
+    place: Any = 0 if len(theirs) == count == 1 else places[output.place]
     if place is not None and place < len(theirs):
-        value, like = theirs[place], mine[output.index]
+        value, like = theirs[place], mine[output.place]
         if value.shape.rank == like.shape.rank and value.shape[-1] == like.shape[-1]:
             return place, value
     shapes = [tuple(value.shape) for value in theirs]
     raise ModelConflictError(
-        f"distillation: the output {output.index} of the model, of shape {tuple(mine[output.index].shape)}, has none "
+        f"distillation: the output {output.place} of the model, of shape {tuple(mine[output.place].shape)}, has none "
         f"like it among those of the teacher {name!r}, of shapes {shapes}. Outputs go by their names, where they have "
         "some, or by their places; a teacher with a single one teaches the only output of classes."
     )

@@ -64,7 +64,7 @@ def pasted(images: tf.Tensor, others: tf.Tensor, share: tf.Tensor, centre: tf.Te
     size = size_of(images)
     sides = tf.cast(tf.cast(size, tf.float32) * tf.sqrt(1 - share)[:, None], tf.int32)
     box = box_mask(size, centre, sides)
-    return tf.where(box[..., None], others, images), 1 - tf.reduce_mean(tf.cast(box, tf.float32), axis=(1, 2))
+    return tf.where(tf.expand_dims(box, -1), others, images), 1 - tf.reduce_mean(tf.cast(box, tf.float32), axis=(1, 2))
 
 
 @register
@@ -109,7 +109,7 @@ class Cutmix(Strategy):
         if options.per == "example":
             share, centre = rows.of(share), rows.of(centre)
         else:
-            share, centre = tf.repeat(share, rows.count), tf.repeat(centre, rows.count, axis=0)
+            share, centre = tf.repeat(share, rows.here), tf.repeat(centre, rows.here, axis=0)
         others = partners(batch, rows, seeds[3])
         tensors, pool, kept = tf.nest.flatten(batch.x), tf.nest.flatten(others.x), []
         for place in places:

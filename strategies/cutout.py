@@ -45,7 +45,8 @@ def without_square(images: tf.Tensor, centre: tf.Tensor, length: float, fill: st
     """
     size = size_of(images)
     side = tf.cast(tf.round(length * tf.cast(tf.reduce_min(size), tf.float32)), tf.int32)
-    hidden = box_mask(size, centre, tf.fill(tf.shape(centre), side))[..., None]
+    hidden = box_mask(size, centre, tf.fill(tf.shape(centre), side))
+    hidden = tf.expand_dims(hidden, -1)
     if fill == "zero":
         return tf.where(hidden, tf.zeros_like(images), images)
     means = tf.reduce_mean(tf.cast(images, tf.float32), axis=(1, 2), keepdims=True)

@@ -125,9 +125,9 @@ class DpSgd(Strategy):
         options = self.strategy_options["dp_sgd"]
         if options.num_examples:
             _accountant.check_installed()
-        accumulation = self.strategy_options.get("gradient_accumulation")
+        accumulation: Any = self.strategy_options.get("gradient_accumulation")
         means = accumulation is None or (accumulation.weighting, accumulation.reduction) == ("samples", "mean")
-        if not (options.is_plain or means):
+        if not options.is_plain and accumulation is not None and not means:
             raise ModelConflictError(
                 "dp_sgd adds the noise of a mean over the examples of a window, and gradient_accumulation has "
                 f"weighting={accumulation.weighting!r} and reduction={accumulation.reduction!r}. Leave them at "

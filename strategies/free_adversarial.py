@@ -95,7 +95,7 @@ class Ear:
     def __init__(self) -> None:
         self._parts: list[tuple[tf.Tensor, dict[int, tf.Tensor]]] = []
 
-    def listen(self, indices: tf.Tensor) -> Callable[[int, tf.Tensor], None] | None:
+    def listen(self, indices: tf.Tensor) -> Callable[[int, tf.Tensor], Any] | None:
         """Return what takes in the gradients to the examples at `indices`, input by input; None: somebody does."""
         if any(known is indices for known, _ in self._parts):
             return None  # The same part once more: at other weights, for an ascent.

@@ -65,7 +65,7 @@ class LabelSmoothing(Strategy):
         loss_weights = _seam.weights_of_outputs(self, objective.y_pred)
         changes = []
         for output in class_outputs("label_smoothing", self, objective.y_pred):
-            index, y_pred, loss = output.index, outputs[output.index], losses[output.index]
+            index, y_pred, loss = output.place, outputs[output.place], losses[output.place]
             _check(loss)
             if output.kind == "sparse":
                 loss = keras.losses.CategoricalCrossentropy(from_logits=output.from_logits)

@@ -110,5 +110,5 @@ class Mixup(Strategy):
         if options.per == "example":
             share = rows.of(symmetric_beta(options.alpha, [rows.of_all], for_shares))
         else:
-            share = tf.repeat(symmetric_beta(options.alpha, [1], for_shares), rows.count)
+            share = tf.repeat(symmetric_beta(options.alpha, [1], for_shares), rows.here)
         return mixtures(batch, partners(batch, rows, for_partners), share)

@@ -200,7 +200,7 @@ class SelectiveBackprop(Strategy):
         return examples_at(batch, places)._replace(extra=batch.extra)
 
 
-def _chooses_at(options: SelectiveBackpropOptions, update: tf.Tensor) -> tf.Tensor:
+def _chooses_at(options: SelectiveBackpropOptions, update: Any) -> tf.Tensor:
     """Tell whether the update of this number, from 0, is one that chooses: a boolean scalar."""
     chooses = update >= options.start
     if options.end is not None:

@@ -165,7 +165,7 @@ class VirtualAdversarial(Strategy):
             return _seam.forward(self, batch.x, training=False)
 
         outputs = _seam.without_trace(self, predicted, training=False)
-        kinds = {each.index: each.kind for each in class_outputs("virtual_adversarial", self, outputs)}
+        kinds = {each.place: each.kind for each in class_outputs("virtual_adversarial", self, outputs)}
         flat = tf.nest.flatten(outputs)
         labels = [tf.zeros_like(o[..., 0] if kinds.get(i) == "sparse" else o) for i, o in enumerate(flat)]
         nothing = tf.zeros([_seam.num_examples(batch.x)])
