@@ -18,6 +18,7 @@ from trainstep.step import Batch, Evaluation, Objective, Strategy, Update
 if TYPE_CHECKING:
     from trainstep.benchmarks.compare import compare
     from trainstep.benchmarks.comparison import Comparison
+    from trainstep.robustness import Robustness, evaluate_robustness
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ __all__ = [
     "Objective",
     "Plan",
     "Report",
+    "Robustness",
     "Slot",
     "Stage",
     "Strategy",
@@ -40,6 +42,7 @@ __all__ = [
     "compare",
     "describe",
     "errors",
+    "evaluate_robustness",
     "get",
     "model_class",
     "models",
@@ -62,4 +65,8 @@ def __getattr__(name: str) -> Any:
         from trainstep.benchmarks.comparison import Comparison
 
         return Comparison
+    if name in ("Robustness", "evaluate_robustness"):
+        from trainstep import robustness
+
+        return getattr(robustness, name)
     raise AttributeError(f"module 'trainstep' has no attribute {name!r}")

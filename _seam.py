@@ -6,6 +6,7 @@ use of something that is not public API says why nothing public serves.
 """
 
 import contextlib
+import copy
 import functools
 import importlib
 import inspect
@@ -52,6 +53,53 @@ def ensure_built(model: Any, x: Any) -> None:
     """Build the layers of `model` for the inputs `x`, where the first step has yet to do it."""
     if not all(layer.built for layer in layers_of(model)):
         forward(model, x, training=False)
+
+
+@contextlib.contextmanager
+def of_any_size(model: Any) -> Iterator[None]:
+    """Let `model`, and models inside of it, take images of other sizes than those of their `keras.Input`.
+
+    The layers of most take them: it is the check of a functional model that does not, where a step runs eagerly.
+    """
+    # Both Kerases have a setter of `input_spec`; it sets this, which nothing public takes back.
+    attribute = "_manual_input_spec"
+    changed = []
+    for layer in layers_of(model):
+        specs = layer.input_spec if isinstance(layer, keras.Model) else None
+        if isinstance(specs, (list, tuple)):
+            changed.append((layer, vars(layer).get(attribute)))
+            vars(layer)[attribute] = [_spec_of_any_size(spec) for spec in specs]
+    try:
+        yield
+    finally:
+        for layer, before in changed:
+            if before is None:
+                del vars(layer)[attribute]
+            else:
+                vars(layer)[attribute] = before
+
+
+def _spec_of_any_size(spec: Any) -> Any:
+    if spec is None or spec.shape is None or len(spec.shape) != 4:
+        return spec
+    spec = copy.copy(spec)
+    spec.shape = (spec.shape[0], None, None, spec.shape[3])
+    return spec
+
+
+def shapes_of_outputs(model: Any, x: Any, shapes: Sequence[tuple[int | None, ...]]) -> list[tuple[int | None, ...]]:
+    """Return the shapes of the flattened outputs of `model` for inputs like `x`, but of these `shapes`.
+
+    Raises:
+        ValueError: its layers do not take them.
+    """
+    specs = [tf.TensorSpec(shape, tensor.dtype) for tensor, shape in zip(tf.nest.flatten(x), shapes, strict=True)]
+
+    def call(*tensors: tf.Tensor) -> Any:
+        return tf.nest.flatten(forward(model, tf.nest.pack_sequence_as(x, tensors), training=False))
+
+    with of_any_size(model):
+        return [tuple(each.shape) for each in tf.function(call, autograph=False).get_concrete_function(*specs).outputs]
 
 
 def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, *, training: bool) -> tf.Tensor:
@@ -213,6 +261,12 @@ def cross_entropy(loss: Any) -> tuple[Any, bool] | None:
     return None
 
 
+def logits_behind(output: Any) -> Any:
+    """Return the logits that `output` is the softmax or the sigmoid of, where its layer left them, or None."""
+    # Keras's own cross-entropies look for the attribute, so that a prediction that is nearly sure still has a gradient.
+    return getattr(output, "_keras_logits", None)
+
+
 def losses_of_entries(loss: Any, y: Any, y_pred: Any) -> tf.Tensor:
     """Return the loss of each entry of one output, not reduced: (batch, ...).
 
@@ -322,18 +376,20 @@ def without_trace(
             return function()
     statistics = _snapshot(model.non_trainable_variables) if training else []
     metrics = _snapshot(metric_variables(model))  # Now: those of `add_metric` are updated by the forward pass.
-    container = model.compiled_loss
+    container = getattr(model, "compiled_loss", None)
 
     def build(y_pred: Any) -> None:
         # Keras makes metrics here, at the first call, and updates them at once: keep them in between.
         type(container).build(container, y_pred)
         metrics.extend(_snapshot_of_others(model, metrics))
 
-    vars(container)["build"] = build
+    if container is not None:  # There is none in a model that is not compiled.
+        vars(container)["build"] = build
     try:
         value = function()
     finally:
-        del vars(container)["build"]
+        if container is not None:
+            del vars(container)["build"]
     for variable, before in [*statistics, *metrics]:
         variable.assign(before)
     return value

@@ -7,7 +7,14 @@ import keras
 
 from trainstep import _seam, registry, saving
 from trainstep.declaration import Declaration, StrategyOptions, validated_options
-from trainstep.definition import check_composition, check_model_class, check_optimizer, in_order, strategies_of
+from trainstep.definition import (
+    check_composition,
+    check_model_class,
+    check_optimizer,
+    check_xla,
+    in_order,
+    strategies_of,
+)
 from trainstep.errors import (
     AlreadyAppliedError,
     InvalidSpecError,
@@ -170,6 +177,7 @@ def apply(model: ModelT, spec: Spec, /, **options: Any) -> ModelT:
         if getattr(model, "optimizer", None) is not None:
             check_holds_state(model)
             _seam.check_steps_per_execution(model)
+            check_xla(composed, model.jit_compile)
         model.attach_strategies()
     except Exception:
         model.detach_strategies()  # What was changed before it failed.

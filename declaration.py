@@ -15,6 +15,7 @@ from trainstep.errors import InvalidOptionsError, StrategyDefinitionError, neare
 class Stage(enum.IntEnum):
     """Where a strategy sits: earlier stages act first on the batch and outermost on the update."""
 
+    SELECTION = 5
     BATCH = 10
     ATTACK = 20
     OBJECTIVE = 30
@@ -52,6 +53,15 @@ class Cost:
     time: float = 1.0
     memory: str = "none"
     batch_norm: str = "none: statistics are updated once per step, as without it"
+    saves: str = ""
+    """Why a step takes less than a plain one, where `time` is below 1."""
+
+    def __post_init__(self) -> None:
+        """Raise `StrategyDefinitionError` for time that is saved for no reason."""
+        if self.time < 1 and not self.saves:
+            raise StrategyDefinitionError(
+                f"A step cannot take {self.time} of a plain one and do all that one does: say in `saves` what is less."
+            )
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,7 @@ NEEDS = {
     "separate examples": "layers that look at each example by itself, so no batch norm that is trained",
     "float inputs": "dense inputs of a floating dtype",
     "dense inputs": "inputs that are no sparse tensors",
+    "compiled loss": "losses given to `compile`, which have a value for each example",
 }
 """What a strategy may ask of a model and its data, by the word for it in `Declaration.needs`."""
 
@@ -134,6 +145,8 @@ class Declaration:
     """What it asks of a model and its data, unless its options are neutral: words of `NEEDS`."""
     example: Mapping[str, Any] = field(default_factory=dict)
     """Options to show it with, where some have no default."""
+    without_xla: Callable[[Any], str] = lambda options: ""
+    """Why XLA cannot compile a step with these options, and what to do instead; empty where it can."""
     collects_reports: bool = False
     """Whether the numbers all strategies of the model report are to be kept and logged."""
 

@@ -113,6 +113,22 @@ def check_optimizer_with(strategies: Iterable[Any], optimizer: Any) -> None:
                 )
 
 
+def why_without_xla(model_class: Any) -> str:
+    """Return why XLA cannot compile a step of `model_class`; empty where it can."""
+    for strategy in strategies_of(model_class):
+        name = strategy.declaration.name
+        if reason := strategy.declaration.without_xla(model_class.strategy_options[name]):
+            return f"{name}: {reason}"
+    return ""
+
+
+def check_xla(model_class: Any, jit_compile: Any) -> None:
+    """Raise `ModelConflictError` where a step of `model_class` is to be compiled by XLA, and cannot."""
+    reason = why_without_xla(model_class)
+    if reason and jit_compile is True:
+        raise ModelConflictError(f"XLA cannot compile this step. {reason}. Or compile with jit_compile=False.")
+
+
 def check_composition(composition: Mapping[Any, Any]) -> None:
     """Raise `StrategyConflictError` where two strategies declare that, with their options, they cannot work together.
 

@@ -68,6 +68,11 @@ def highest(option: Scheduled) -> float:
     return max(option.start, option.end) if isinstance(option, Schedule) else option
 
 
+def lowest(option: Scheduled) -> float:
+    """Return the lowest value of `option`."""
+    return min(option.start, option.end) if isinstance(option, Schedule) else option
+
+
 def value_at(option: Scheduled, updates: Any) -> float | tf.Tensor:
     """Return the value of `option` after so many updates: itself, or of a schedule a float32 scalar tensor.
 

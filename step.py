@@ -6,7 +6,7 @@ two, and calls `super()`; composing several is inheriting from all of them, sort
     train_step(data)
         batch = transform_batch(x, y, sample_weight)         mixup, adversarial examples
         train_batch(batch)                                   several updates from one batch
-            compute_gradients(batch)                         SAM
+            compute_gradients(batch)                         SAM, outside or inside of what cuts the batch
                 compute_objective(batch)                     TRADES, R-Drop: by default the model's own loss
             sum over replicas                                gradients are now the same everywhere
             update_weights(gradients)                        from the outside in, each hands on to the next:
@@ -34,7 +34,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainstep import _seam, errors, reports
-from trainstep.definition import Declared, check_attributes, check_optimizer
+from trainstep.definition import Declared, check_attributes, check_optimizer, check_xla, why_without_xla
 from trainstep.errors import (
     ModelConflictError,
     NonFiniteGradientError,
@@ -260,11 +260,14 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
         optimizer = given.get("optimizer")
         check_optimizer(type(self), keras.optimizers.get(optimizer) if isinstance(optimizer, Mapping) else optimizer)
         _seam.check_steps_per_execution(self, given.get("steps_per_execution") or 1)
+        check_xla(type(self), given.get("jit_compile"))
         self.detach_strategies()  # Under a float16 policy Keras would add a loss scale of its own.
         try:
             super().compile(*args, **kwargs)
         finally:
             self.attach_strategies()
+        if why_without_xla(type(self)):
+            self.jit_compile = False  # Keras 3 decides for XLA by itself, where there is a GPU.
         check_optimizer(type(self), self.optimizer)  # Of which only a description may have been given.
         check_holds_state(self)
         _make_state(self)

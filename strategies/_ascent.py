@@ -9,10 +9,17 @@ from trainstep import _seam
 from trainstep.gradients import Gradients, dense
 from trainstep.replicas import assign
 
+TWO_ASCENTS = "both take the gradient at other weights, and one inside of the other is neither. Take one of them."
+
+
+def all_dense(gradients: Gradients) -> Gradients:
+    """Return `gradients`, those of embeddings dense as well."""
+    return [dense(gradient) for gradient in gradients]
+
 
 def along(gradients: Gradients, length: float | tf.Tensor) -> Gradients:
     """Return the step of L2 norm `length`, over all together, along `gradients`; zero where all are zero."""
-    gradients = [dense(gradient) for gradient in gradients]
+    gradients = all_dense(gradients)
     factor = length / (tf.linalg.global_norm(gradients) + 1e-12)
     return [None if gradient is None else gradient * tf.cast(factor, gradient.dtype) for gradient in gradients]
 

@@ -3,6 +3,7 @@
 All are functions of tensors in float32: probabilities of 16 bits are too coarse for a logarithm.
 """
 
+from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
@@ -37,17 +38,6 @@ class Classes(NamedTuple):
             return tf.nn.log_softmax(values, axis=-1)
         values = tf.math.divide_no_nan(values, tf.reduce_sum(values, axis=-1, keepdims=True))
         return tf.math.log(tf.clip_by_value(values, _EPSILON, 1 - _EPSILON))
-
-    def distributions(self, outputs: Any) -> tf.Tensor:
-        """Return `log_probabilities`, each distribution by itself: (batch, ..., distributions, classes).
-
-        A binary output has one of two classes for each of its units, over which Keras takes the mean of their
-        cross-entropies; any other has one.
-        """
-        values = self.log_probabilities(outputs)
-        if self.kind == "binary":
-            return tf.stack(tf.split(values, 2, axis=-1), axis=-1)
-        return tf.expand_dims(values, axis=-2)
 
     def targets(self, y: Any, outputs: Any) -> tf.Tensor:
         """Return the labels among `y`, those of the whole model, as probabilities: shaped as `log_probabilities`."""
@@ -160,3 +150,28 @@ def mean_divergence(
         mean = share_of_mean(model, tf.reduce_mean(values, axis=-1), outputs[output.index], weights)
         found.append(loss_weights[output.index] * mean)
     return tf.add_n(found)
+
+
+def weighed(model: Any, batch: Any, factor: float | tf.Tensor, indices: Collection[int] | None = None) -> Any:
+    """Return sample weights with which losses count `factor` times as much as with those of `batch`.
+
+    Args:
+        model: compiled.
+        batch: with labels.
+        factor: a number, or a scalar tensor.
+        indices: of the flattened outputs whose losses they are; None: all.
+    """
+    labels, given = tf.nest.flatten(batch.y), tf.nest.flatten(batch.sample_weight)
+    weights = []
+    for index, loss in enumerate(_seam.losses_of_outputs(model, batch.y)):
+        weight = given[index] if len(given) > 1 else given[0]
+        weight = tf.ones(_shape_of_entries(labels[index], loss)) if weight is None else tf.cast(weight, tf.float32)
+        weights.append(weight * factor if indices is None or index in indices else weight)
+    return weights[0] if len(weights) == 1 else tf.nest.pack_sequence_as(batch.y, weights)
+
+
+def _shape_of_entries(labels: tf.Tensor, loss: Any) -> tf.Tensor:
+    """Return the shape of what a loss has one value for: (batch, ...). Keras 3 takes weights of no other for a mask."""
+    described = _seam.cross_entropy(loss)
+    of_numbers = described is not None and described[0] == "sparse" and labels.shape[-1] != 1
+    return tf.shape(labels) if of_numbers or labels.shape.rank == 1 else tf.shape(labels)[:-1]

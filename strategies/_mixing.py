@@ -61,17 +61,32 @@ def partners(batch: Batch, rows: Rows, seed: tf.Tensor) -> Batch:
 
     Inputs that are no dense tensors are left as they are.
     """
-    order = rows.of(tf.argsort(tf.random.stateless_uniform([rows.of_all], seed)))
-    flat = tf.nest.flatten((batch.x, batch.y, batch.sample_weight))
-    able = [index for index, value in enumerate(flat) if isinstance(value, tf.Tensor) and value.dtype != tf.string]
-    for index, values in zip(able, gather_over_replicas([flat[index] for index in able]), strict=True):
-        flat[index] = tf.gather(values, order)
-    return Batch(*tf.nest.pack_sequence_as((batch.x, batch.y, batch.sample_weight), flat))
+    return examples_at(batch, rows.of(tf.argsort(tf.random.stateless_uniform([rows.of_all], seed))))
+
+
+def examples_at(batch: Batch, places: tf.Tensor) -> Batch:
+    """Return the examples at these places among those of all replicas; sparse tensors are left as they are."""
+    structure = (batch.x, batch.y, batch.sample_weight)
+    flat, replicas = tf.nest.flatten(structure), tf.distribute.get_strategy().num_replicas_in_sync
+    able = [index for index, value in enumerate(flat) if can_be_taken(value, replicas)]
+    dense = [index for index in able if isinstance(flat[index], tf.Tensor)]
+    for index, values in zip(dense, gather_over_replicas([flat[index] for index in dense]), strict=True):
+        flat[index] = values
+    for index in able:
+        flat[index] = tf.gather(flat[index], places)
+    return Batch(*tf.nest.pack_sequence_as(structure, flat))
+
+
+def can_be_taken(value: Any, replicas: int) -> bool:
+    """Tell whether examples of `value` can be exchanged between so many replicas."""
+    if replicas == 1:
+        return isinstance(value, (tf.Tensor, tf.RaggedTensor))
+    return isinstance(value, tf.Tensor) and value.dtype != tf.string
 
 
 def mixed(values: tf.Tensor, others: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
     """Return `share * values + (1 - share) * others`, of shape (batch, ...); `share` may have fewer axes."""
-    share = tf.cast(_of_rank(share, len(values.shape)), values.dtype)
+    share = tf.cast(of_rank(share, len(values.shape)), values.dtype)
     return share * values + (1 - share) * others
 
 
@@ -102,7 +117,7 @@ def _part_of_weight(share: tf.Tensor, weights: Any, other_weights: Any) -> tf.Te
     if weights is None:
         return share
     weights = _float(weights)
-    total, share = mixed(weights, _float(other_weights), share), _of_rank(share, len(weights.shape))
+    total, share = mixed(weights, _float(other_weights), share), of_rank(share, len(weights.shape))
     return tf.where(total == 0, share, tf.math.divide_no_nan(share * weights, total))
 
 
@@ -110,7 +125,7 @@ def _float(weights: tf.Tensor) -> tf.Tensor:
     return tf.cast(weights, tf.float32)
 
 
-def _of_rank(values: tf.Tensor, rank: int) -> tf.Tensor:
+def of_rank(values: tf.Tensor, rank: int) -> tf.Tensor:
     """Return `values`, of shape (batch, ...), with ones at the end of its shape, or less of them."""
     if len(values.shape) > rank:
         return tf.squeeze(values, axis=-1)

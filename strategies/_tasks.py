@@ -63,7 +63,7 @@ def evaluated_by_task(
         evaluation = compute_gradients(batch._replace(through=through))
     factor = model.loss_scale()
     seed = None if factor is None else tf.cast(factor, evaluation.loss.dtype)
-    pulls = [tape.gradient(evaluation.loss, seen, output_gradients=seed) for _, seen in passes]
+    pulls: list[Any] = [tape.gradient(evaluation.loss, seen, output_gradients=seed) for _, seen in passes]
     outputs, gradients = [], []
     for index in range(max((len(made) for made, _ in passes), default=0)):
         pairs = [(made[index], pull[index]) for (made, _), pull in zip(passes, pulls, strict=True)]

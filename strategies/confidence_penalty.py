@@ -63,7 +63,8 @@ class ConfidencePenalty(Strategy):
         outputs, rewards = tf.nest.flatten(objective.y_pred), []
         loss_weights = _seam.weights_of_outputs(self, objective.y_pred)
         for output in class_outputs("confidence_penalty", self, objective.y_pred):
-            values = tf.reduce_mean(capped_entropy(output.distributions(objective.y_pred), options.threshold), axis=-1)
+            log_p = output.by_question(output.log_probabilities(objective.y_pred))
+            values = tf.reduce_mean(capped_entropy(log_p, options.threshold), axis=-1)
             weights = weight_of_output(batch.sample_weight, output.index)
             share = share_of_mean(self, values, outputs[output.index], weights)
             rewards.append(loss_weights[output.index] * share)

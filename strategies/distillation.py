@@ -13,7 +13,6 @@ Hinton et al., "Distilling the Knowledge in a Neural Network", NeurIPS 2014 work
 https://arxiv.org/abs/1503.02531
 """
 
-from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -25,7 +24,7 @@ from trainstep.declaration import Cost, Declaration, Stage, StrategyOptions
 from trainstep.registry import register
 from trainstep.schedules import is_always, scheduled, value_at
 from trainstep.step import Batch, Objective, Strategy
-from trainstep.strategies._classes import class_outputs, divergence, share_of_mean, weight_of_output
+from trainstep.strategies._classes import class_outputs, divergence, share_of_mean, weighed, weight_of_output
 from trainstep.strategies._teachers import gives_logits, name_of, output_like, provide, teacher_of, withdraw
 
 __all__ = ["Distillation", "DistillationOptions", "provide", "withdraw"]
@@ -92,7 +91,7 @@ class Distillation(Strategy):
             return super().compute_objective(batch)
         alpha = value_at(options.alpha, self.optimizer.iterations)
         taught = class_outputs("distillation", self, batch.y)
-        weights = weighed(batch, [output.index for output in taught], 1 - alpha)
+        weights = weighed(self, batch, 1 - alpha, [output.index for output in taught])
         objective = super().compute_objective(batch._replace(sample_weight=weights))
         teacher = teacher_of(options.teacher, self)
         predicted = tf.nest.map_structure(tf.stop_gradient, _seam.forward(teacher, batch.x, training=False))
@@ -103,22 +102,12 @@ class Distillation(Strategy):
             from_logits = options.from_logits
             if from_logits is None:
                 from_logits = gives_logits(options.teacher, teacher, predicted, place)
-            log_q = output._replace(index=0, from_logits=from_logits).distributions(values)
-            log_p = output.distributions(objective.y_pred)
+            log_q = output._replace(index=0, from_logits=from_logits).log_probabilities(values)
+            log_p = output.log_probabilities(objective.y_pred)
+            log_q, log_p = output.by_question(log_q), output.by_question(log_p)
             between = divergence(softened(log_q, options.temperature), softened(log_p, options.temperature))
             of_examples = weight_of_output(batch.sample_weight, output.index)
             share = share_of_mean(self, tf.reduce_mean(between, axis=-1), outputs[output.index], of_examples)
             shares.append(loss_weights[output.index] * share)
         divergences = alpha * options.temperature**2 * tf.add_n(shares)
         return objective._replace(loss=objective.loss + tf.cast(divergences, objective.loss.dtype))
-
-
-def weighed(batch: Batch, indices: Collection[int], factor: float | tf.Tensor) -> Any:
-    """Return the sample weights with which the losses of the outputs at `indices` count `factor` times as much."""
-    labels, given = tf.nest.flatten(batch.y), tf.nest.flatten(batch.sample_weight)
-    weights = []
-    for index in range(len(labels)):
-        weight = given[index] if len(given) > 1 else given[0]
-        weight = tf.ones([_seam.num_examples(batch.x)]) if weight is None else tf.cast(weight, tf.float32)
-        weights.append(weight * factor if index in indices else weight)
-    return weights[0] if len(weights) == 1 else tf.nest.pack_sequence_as(batch.y, weights)

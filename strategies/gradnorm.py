@@ -9,7 +9,7 @@
 A task is an output with a loss, L_i its loss times its weight among the `loss_weights` of `compile`, W the weights that
 tasks share. A step descends the loss with the w_i of before. The loss that is reported is that of `compile`: with all
 w_i at 1. A w_i that would fall below 0, where its task would be unlearned, is 0. A batch of which a loss or a norm is
-not finite leaves the w_i as they are.
+not finite leaves the w_i as they are, and so does every batch while what the tasks share is frozen.
 
 One backward pass more for each task, from the one forward pass, down to the lowest of the shared weights that are
 looked at: batch norm and dropout see the batch once. Norms and losses are those of the whole batch, over all replicas.
@@ -80,7 +80,7 @@ def next_weights(
     moved = tf.maximum(weights - options.learning_rate * tf.sign(weighted - targets) * norms, 0.0)
     total = tf.reduce_sum(moved)
     usable = tf.reduce_all(tf.math.is_finite(moved)) & tf.math.is_finite(total) & (total > 0)
-    return tf.where(usable, moved * (weights.shape[0] / total), weights)
+    return tf.where(usable, moved * (tf.cast(tf.size(weights), tf.float32) / total), weights)
 
 
 @register
@@ -130,13 +130,17 @@ class Gradnorm(Strategy):
             return backward_weighted(output, weights[index])
 
         found = evaluated_by_task("gradnorm", self, super().compute_gradients, batch, weighted)
-        self._move_weights(batch, found)
+        chosen = _shared(self, found, options.shared)
+        if any(chosen):
+            self._move_weights(batch, found, chosen)
+        of_tasks = tf.gather(tf.convert_to_tensor(self.strategy_state["gradnorm"]["weights"]), found.outputs)
+        self.record("smallest_task_weight", lambda: tf.reduce_min(of_tasks))
+        self.record("largest_task_weight", lambda: tf.reduce_max(of_tasks))
         return found.evaluation
 
-    def _move_weights(self, batch: Batch, found: ByTask) -> None:
-        """Let the weights of the tasks follow from the gradients and losses in `found`."""
+    def _move_weights(self, batch: Batch, found: ByTask, chosen: Sequence[bool]) -> None:
+        """Let the weights of the tasks follow from the losses in `found`, and its gradients of the `chosen` weights."""
         options, slots = self.strategy_options["gradnorm"], self.strategy_state["gradnorm"]
-        chosen = _shared(self, found, options.shared)
         parts = [gradient for task in found.gradients for gradient, ok in zip(task, chosen, strict=True) if ok]
         shares = [*parts, *_losses(self, batch, found)]
         everywhere = summed_gradients(self, batch, found.evaluation._replace(gradients=shares))
@@ -154,8 +158,6 @@ class Gradnorm(Strategy):
             (slots["updates"], updates, updates + 1),
         )
         assign([(slot, tf.where(usable, new, old)) for slot, old, new in changes])
-        self.record("smallest_task_weight", lambda: tf.reduce_min(of_tasks))
-        self.record("largest_task_weight", lambda: tf.reduce_max(of_tasks))
 
 
 def _norm(gradients: Sequence[Any]) -> tf.Tensor:
@@ -163,11 +165,19 @@ def _norm(gradients: Sequence[Any]) -> tf.Tensor:
 
 
 def _shared(model: Any, found: ByTask, pattern: str | None) -> list[bool]:
-    """Return for each trainable weight whether the gradients with respect to it are compared."""
+    """Return for each trainable weight whether the gradients with respect to it are compared.
+
+    Of none, where layers are frozen and these are what the outputs share.
+
+    Raises:
+        ModelConflictError: the outputs share no weights at all, or do not all depend on those of `pattern`.
+    """
     weights = model.trainable_variables
     counts = [sum(gradient is not None for gradient in of_weight) for of_weight in zip(*found.gradients, strict=True)]
     if pattern is None:
         chosen, what = [count > 1 for count in counts], "share no weights"
+        if not any(chosen) and not all(layer.trainable for layer in _seam.layers_of(model)):
+            return chosen
     else:
         chosen, what = matching("gradnorm", weights, {pattern: True}, False), f"do not all depend on {pattern!r}"
     for task in found.gradients:

@@ -78,7 +78,7 @@ class Mixup(Strategy):
         reference="Zhang et al., ICLR 2018, https://arxiv.org/abs/1710.09412",
         options=MixupOptions,
         neutral={"alpha": 0.0},
-        needs=("one-hot labels",),
+        needs=("one-hot labels", "float inputs"),
         notes={"adversarial": "the attack starts from the mixtures, and keeps to their labels"},
         passes_through=lambda options: ("transform_batch",) if options.alpha == 0 else (),
         cost=lambda options: (
@@ -94,11 +94,13 @@ class Mixup(Strategy):
 
     def _mixtures(self, batch: Batch) -> Batch:
         options = self.strategy_options["mixup"]
-        if not any(_can_be_mixed(x) for x in tf.nest.flatten(batch.x)):
+        inputs = tf.nest.flatten(batch.x)
+        if not any(_can_be_mixed(x) for x in inputs):
+            given = ", ".join(f"{type(x).__name__} of {x.dtype.name}" for x in inputs)
             raise UnsupportedInputError(
-                "mixup mixes dense inputs of a floating dtype, and there are none. Cast images to float32, and make "
-                "sparse tensors dense, before `fit`; for tokens, mix the output of an embedding instead, as the input "
-                "of a model of its own."
+                f"mixup mixes dense inputs of a floating dtype, and there are none ({given}). Cast images to float32, "
+                "and make sparse tensors dense, before `fit`; for tokens, mix the output of an embedding instead, as "
+                "the input of a model of its own."
             )
         check_labels("mixup", self, batch.y)
         _seam.ensure_built(self, batch.x)  # There is no state of ours before.

@@ -13,6 +13,8 @@ of the gradients is kept for each task. The projections are those of the whole b
 Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, algorithm 1, https://arxiv.org/abs/2001.06782
 """
 
+from typing import Any
+
 import tensorflow as tf
 from pydantic import Field
 
@@ -42,7 +44,7 @@ def surgery(products: tf.Tensor, orders: tf.Tensor) -> tf.Tensor:
         products: of each two gradients, float32 (tasks, tasks).
         orders: the order in which each task, a row, is projected on others; itself is passed over. int32 (tasks, tasks)
     """
-    tasks = products.shape[0]
+    tasks: Any = products.shape[0]
     shares = tf.eye(tasks)  # Row i: how often each gradient is in the projected one of task i.
     for step in range(tasks):
         others = orders[:, step]
@@ -56,7 +58,7 @@ def surgery(products: tf.Tensor, orders: tf.Tensor) -> tf.Tensor:
 
 def conflicting(products: tf.Tensor) -> tf.Tensor:
     """Return the share of conflicts among all pairs of tasks, a float32 scalar; `products` as in `surgery`."""
-    tasks = products.shape[0]
+    tasks: Any = products.shape[0]
     return tf.reduce_sum(tf.cast(products < 0, tf.float32)) / (tasks * (tasks - 1))
 
 

@@ -24,7 +24,7 @@ from trainstep.errors import ModelConflictError
 from trainstep.registry import register
 from trainstep.schedules import is_always, scheduled, value_at
 from trainstep.step import Batch, Objective, Strategy
-from trainstep.strategies._classes import class_outputs, divergence, share_of_mean, weight_of_output
+from trainstep.strategies._classes import mean_divergence, weighed
 
 
 class RDropOptions(StrategyOptions):
@@ -33,11 +33,6 @@ class RDropOptions(StrategyOptions):
     alpha: scheduled(ge=0) = Field(
         default=1.0, description="Weight of the divergence, in loss per nat, or a schedule of it; 0: one pass."
     )
-
-
-def symmetric_divergence(log_p: tf.Tensor, log_q: tf.Tensor) -> tf.Tensor:
-    """Return the mean of KL(p || q) and KL(q || p), from logarithms (..., classes): (...)."""
-    return (divergence(log_p, log_q) + divergence(log_q, log_p)) / 2
 
 
 def repeated(value: Any) -> Any:
@@ -84,32 +79,19 @@ class RDrop(Strategy):
         if is_always(alpha, 0):
             return super().compute_objective(batch)
         _check_size_is_free(self)
+        # Of a sum that of both passes is their mean with halved weights.
+        weights = weighed(self, batch, 0.5) if _seam.sums_its_loss(self) else batch.sample_weight
         twice = batch._replace(
             x=tf.nest.map_structure(repeated, batch.x),
             y=tf.nest.map_structure(repeated, batch.y),
-            sample_weight=tf.nest.map_structure(repeated, self._weights_of_one_pass(batch)),
+            sample_weight=tf.nest.map_structure(repeated, weights),
         )
         objective = super().compute_objective(twice)
         first, second = (_half(objective.y_pred, which) for which in (0, 1))
-        outputs, weights = tf.nest.flatten(first), _seam.weights_of_outputs(self, first)
-        divergences = []
-        for output in class_outputs("r_drop", self, first):
-            values = symmetric_divergence(output.distributions(first), output.distributions(second))
-            values = tf.reduce_mean(values, axis=-1)
-            of_examples = weight_of_output(batch.sample_weight, output.index)
-            share = share_of_mean(self, values, outputs[output.index], of_examples)
-            divergences.append(weights[output.index] * share)
-        penalty = value_at(alpha, self.optimizer.iterations) / 2 * tf.add_n(divergences)
+        both = mean_divergence("r_drop", self, first, second, batch.sample_weight)
+        both += mean_divergence("r_drop", self, second, first, batch.sample_weight)
+        penalty = value_at(alpha, self.optimizer.iterations) / 4 * both
         return Objective(objective.loss + tf.cast(penalty, objective.loss.dtype), first)
-
-    def _weights_of_one_pass(self, batch: Batch) -> Any:
-        """Return the sample weights with which the loss of both passes is the mean of the two: halves, of a sum."""
-        if not _seam.sums_its_loss(self):
-            return batch.sample_weight
-        if batch.sample_weight is None:
-            halves = tf.fill([_seam.num_examples(batch.x)], 0.5)
-            return tf.nest.map_structure(lambda labels: halves, batch.y)
-        return tf.nest.map_structure(lambda weights: weights / 2, batch.sample_weight)
 
 
 def _half(y_pred: Any, which: int) -> Any:

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalogue import NAMES, coarsest_dtype, declaration, spec_of, task_of
+from catalogue import REPRESENTATIVES, coarsest_dtype, declaration, spec_of, task_of
 from nets import BATCH, X, Y, dense
 from runs import optimizer_variables
 
@@ -29,7 +29,7 @@ def trained(name=None, optimizer=None, like=None, **options) -> keras.Model:
 
 
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer:UserWarning")  # Keras 3 saves it, too.
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 @pytest.mark.parametrize("direction", ["to plain", "from plain"])
 def test_weights_files_are_exchanged_with_a_plain_model(direction, name, tmp_path):
     ours, plain, task = trained(name), trained(like=name), task_of(name)
@@ -40,7 +40,7 @@ def test_weights_files_are_exchanged_with_a_plain_model(direction, name, tmp_pat
     assert np.isfinite(target.fit(task.x, task.y, verbose=0).history["loss"]).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_an_exported_model_predicts_without_trainstep(name, tmp_path, assert_close):
     model = trained(name)
     model.export(str(tmp_path / "exported"))
@@ -50,7 +50,7 @@ def test_an_exported_model_predicts_without_trainstep(name, tmp_path, assert_clo
     assert_close(served, model.predict(x, verbose=0), coarsest_dtype(model))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_compiling_with_the_same_optimizer_keeps_state_and_with_a_new_one_does_not(name):
     optimizer = keras.optimizers.Adam(0.01)
     model = trained(name, optimizer)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalogue import NAMES, VARIANTS, registered, task_of, variant_id
+from catalogue import REPRESENTATIVES, VARIANTS, registered, task_of, variant_id
 from nets import BATCH, NUMBERS, Task, Workload, X, Y, dense, functional, workload_for
 from runs import fitted, optimizer_variables, prepared
 
@@ -81,7 +81,7 @@ def test_every_strategy_loads_in_a_new_process_that_imports_trainstep_and_trains
 
 
 @loads_weights_alone
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_a_model_checkpoint_holds_all_or_the_weights(name, tmp_path):
     workload = workload_of(name)
     model = prepared(workload, name)
@@ -108,7 +108,7 @@ def test_a_checkpoint_of_tensorflow_holds_weights_and_state(name, options, tmp_p
     assert_alike(restored, stopped)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_a_clone_of_a_functional_model_has_the_strategies_and_not_their_state_and_that_of_a_sequential_neither(name):
     model = prepared(workload_for(functional, task_of(name)), name, run_eagerly=True)
     by_batch(model, range(0, 10, 2), task_of(name))
@@ -223,7 +223,7 @@ def test_nothing_in_a_file_is_run_as_code(code, saved, tmp_path):
 # --- Fitting again ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_a_learning_rate_set_between_fits_takes_effect_and_no_state_is_lost(name):
     workload = workload_of(name)
     model = prepared(workload, name)

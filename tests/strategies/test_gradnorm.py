@@ -183,9 +183,8 @@ def test_replicas_measure_the_whole_batch(batch_size, mirrored, assert_close):
 
 
 def test_with_pcgrad_the_weighted_gradients_are_projected():
-    # Weights of tasks (7/9, 11/9) after a first step at a rate of 0 from w = 0, with g_a = (3, 0), g_b = (-1, 1) of
-    # norm sqrt(2): G = (3, 1.414). In the second step, weighted, a = (7/3, 0) and b = 11/9 (-1, 1):
-    # a + b * (a . b) / (b . b) ..., here computed from the tasks' weights there are.
+    # At w = 0, where a first step at a rate of 0 stays, g_a = (3, 0) and g_b = (-1, 1), of norm sqrt(2): the first is
+    # above the mean. Then a and b, weighted, are projected, each on the other.
     model = trainstep.apply(two_tasks(), {"gradnorm": {"learning_rate": 0.1}, "pcgrad": {}})
     model.compile(sgd(0.0), {"a": "mse", "b": "mse"})
     x = {"left": np.array([[1.0, 0.0]]), "right": np.array([[-1.0, 1.0]])}
@@ -199,6 +198,33 @@ def test_with_pcgrad_the_weighted_gradients_are_projected():
     model.optimizer.learning_rate = 1.0
     model.train_on_batch(x, y)
     assert model.get_weights()[0].ravel() == pytest.approx(-after, rel=1e-5)
+
+
+@pytest.mark.parametrize("interval", [1, 2])
+def test_with_sam_both_evaluations_are_of_the_weighted_loss(interval):
+    # 1.5 (w_1 + 1.5)^2 + 0.5 (w_2 + 0.5)^2, at 0: the gradient is (4.5, 0.5). At e = 0.2 * (4.5, 0.5) / |(4.5, 0.5)|
+    # it is (3 (e_1 + 1.5), e_2 + 0.5).
+    model = trainstep.apply(two_tasks(), {"gradnorm": {}, "sam": {"rho": 0.2, "interval": interval}})
+    model.compile(sgd(1.0), {"a": "mse", "b": "mse"})
+    of_tasks = model.strategy_state["gradnorm"]["weights"]
+    of_tasks.assign([1.5, 0.5, *([1.0] * (of_tasks.shape[0] - 2))])
+    x = {"left": np.array([[1.0, 0.0]]), "right": np.array([[0.0, 1.0]])}
+    model.train_on_batch(x, {"a": np.array([[-1.5]]), "b": np.array([[-0.5]])})
+    e = 0.2 * np.array([4.5, 0.5]) / np.hypot(4.5, 0.5)
+    assert -model.get_weights()[0].ravel() == pytest.approx([3 * (e[0] + 1.5), e[1] + 0.5], rel=1e-5)
+
+
+def test_while_what_the_tasks_share_is_frozen_their_weights_stay():
+    model = trainstep.apply(dense(OUTPUTS), "gradnorm")
+    optimizer = sgd()
+    model.compile(optimizer, OUTPUTS.loss)
+    model.train_on_batch(OUTPUTS.x, OUTPUTS.y)
+    before = np.array(model.strategy_state["gradnorm"]["weights"])
+    model.layers[1].trainable = False
+    model.compile(optimizer, OUTPUTS.loss)
+    model.train_on_batch(OUTPUTS.x, OUTPUTS.y)
+    assert before[0] != 1
+    np.testing.assert_array_equal(model.strategy_state["gradnorm"]["weights"], before)
 
 
 def test_it_reports_the_weights_of_the_tasks():

@@ -4,12 +4,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from catalogue import registered
 from nets import BATCH, KINDS, Workload, X, Y, dense, functional, one_weight, sgd, weight_of
 from runs import assert_same, differs, run
 
 import trainstep
 from trainstep import errors
 from trainstep._seam import KERAS_3
+from trainstep.replicas import assign
 
 
 def stepped(initial: float = 1.0, **options) -> float:
@@ -92,6 +94,31 @@ def test_weights_are_back_to_the_bit_after_the_ascent(kind):
     before = [w.numpy() for w in model.trainable_variables]
     model.fit(workload.x, workload.y, batch_size=BATCH, epochs=1, verbose=0)
     tf.nest.map_structure(np.testing.assert_array_equal, [w.numpy() for w in model.trainable_variables], before)
+
+
+def test_what_another_strategy_draws_is_the_same_in_both_evaluations_and_counted_once():
+    # The loss is w^2 times one more than the draws before it: times 1, where 3 is descended, see above; then, from 0.7,
+    # times 2, where it is 2 * 2 * (0.7 + 0.5).
+    def compute_objective(self, batch):
+        draws = self.strategy_state["drawing"]["draws"]
+        count = tf.convert_to_tensor(draws)
+        assign([(draws, count + 1)])
+        objective = super(Drawing, self).compute_objective(batch)
+        return objective._replace(loss=objective.loss * tf.cast(count + 1, tf.float32))
+
+    declaration = trainstep.Declaration(
+        "drawing", trainstep.Stage.OBJECTIVE, "Draws.", "", neutral={},
+        state=lambda options: {"draws": trainstep.Slot(dtype="int32")},
+    )  # fmt: skip
+    hooks = {"compute_objective": compute_objective}
+    Drawing = type("Drawing", (trainstep.Strategy,), {"declaration": declaration, **hooks})  # noqa: N806
+    with registered(Drawing):
+        model = trainstep.apply(one_weight(1.0), {"sam": {"rho": 0.5}, "drawing": {}})
+        model.compile(sgd(0.1), "mse")
+        for expected in (1 - 0.1 * 3, 0.7 - 0.1 * 2 * 2 * 1.2):
+            model.train_on_batch(np.ones((1, 1)), np.zeros((1, 1)))
+            assert weight_of(model) == pytest.approx(expected, rel=1e-6)
+        assert int(model.strategy_state["drawing"]["draws"].numpy()) == 2
 
 
 def test_a_regularizer_is_part_of_both_evaluations():

@@ -8,7 +8,7 @@ from nets import Task, teacher
 
 import trainstep
 from trainstep import registry
-from trainstep.definition import hooks_used
+from trainstep.definition import HOOKS, HOST_HOOKS, hooks_used
 from trainstep.strategies import distillation
 
 NAMES = trainstep.names()
@@ -82,6 +82,33 @@ def hooks(name: str) -> set[str]:
     return set(hooks_used(trainstep.get(name), declaration(name).options(**declaration(name).example)))
 
 
+def has_slots(name: str) -> bool:
+    """Tell whether `name`, as `spec_of` has it, keeps state."""
+    return bool(declaration(name).state(declaration(name).options(**declaration(name).example)))
+
+
+def features(name: str) -> set[str]:
+    """Return what `name` has of what the machinery around strategies treats differently."""
+    strategy, said = trainstep.get(name), declaration(name)
+    options = said.options(**said.example)
+    kinds = {"a scalar" if not (slot.per_weight or slot.per_statistic or slot.shape) else repr(slot)
+             for slot in said.state(options).values()}  # fmt: skip
+    overridden = {hook for hook in (*HOOKS, *HOST_HOOKS) if hook in vars(strategy)}
+    return {*kinds, *overridden, *said.needs, *(["an example"] if said.example else [])}
+
+
+def representatives() -> list[str]:
+    """Return strategies that have between them every feature there is: the first with most that no earlier one has."""
+    left, chosen = set().union(*map(features, NAMES)), []
+    while left:
+        best = max(NAMES, key=lambda name: len(features(name) & left))
+        chosen.append(best)
+        left -= features(best)
+    return sorted(chosen)
+
+
+REPRESENTATIVES = representatives()
+"""Enough for what does not depend on what a strategy computes: files, classes, copies, compiling again."""
 VARIANTS = variants()
 TOGETHER = together()
 EVALUATING = [

@@ -239,6 +239,17 @@ def two_tasks(**arguments) -> keras.Model:
     return keras.Model({"left": left, "right": right}, outputs)
 
 
+def two_weights(first: float, second: float) -> tuple[keras.Model, np.ndarray, np.ndarray]:
+    """Return y = w1 x1 + w2 x2 with these weights, and a batch on which its mean squared error is (w1^2 + 4 w2^2) / 2.
+
+    So the gradient is (w1, 4 w2): the smallest case in which that at other weights has another direction.
+    """
+    initial = keras.initializers.Constant([[first], [second]])
+    layer = keras.layers.Dense(1, use_bias=False, kernel_initializer=initial)
+    x = np.array([[1.0, 0.0], [0.0, 2.0]], "float32")
+    return keras.Sequential([keras.Input((2,)), layer]), x, np.zeros((2, 1), "float32")
+
+
 def sgd(learning_rate: Any = 0.1, **arguments: Any) -> keras.optimizers.Optimizer:
     return keras.optimizers.SGD(learning_rate, **arguments)
 

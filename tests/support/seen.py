@@ -12,7 +12,7 @@ import trainstep
 from trainstep.step import Batch, Strategy
 
 
-class _Net(keras.Model):
+class Net(keras.Model):
     """Takes inputs of any shape, and minimizes their sum times its weight."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ def batches_seen(spec: Any, x: Any, y: Any, sample_weight: Any = None, *, steps:
     declaration = trainstep.Declaration("zzz_looking", trainstep.Stage.ATTACK, "Looks.", "none", neutral={})
     looking = type("Looking", (Strategy,), {"declaration": declaration, "transform_batch": transform_batch})
     with registered(looking):
-        model = trainstep.apply(_Net(), {**spec, "zzz_looking": {}})
+        model = trainstep.apply(Net(), {**spec, "zzz_looking": {}})
         model.compile(sgd(0.0), run_eagerly=True)
         for _ in range(steps):
             model.train_on_batch(x, y, sample_weight)
