@@ -11,6 +11,11 @@ from trainstep.replicas import assign
 
 TWO_ASCENTS = "both take the gradient at other weights, and one inside of the other is neither. Take one of them."
 
+NOISELESS = (
+    "the weights are moved along the gradient of all examples, without noise, so that each changes the gradients of "
+    "all others, however they are clipped."
+)
+
 
 def all_dense(gradients: Gradients) -> Gradients:
     """Return `gradients`, those of embeddings dense as well."""

@@ -26,7 +26,7 @@ from trainstep.gradients import Gradients, dense
 from trainstep.registry import register
 from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Evaluation, Strategy, summed_gradients
-from trainstep.strategies._ascent import TWO_ASCENTS, beginning, gradients_after
+from trainstep.strategies._ascent import NOISELESS, TWO_ASCENTS, beginning, gradients_after
 
 _TINY = 1e-20
 """What the authors add to the norm of a gradient."""
@@ -70,12 +70,14 @@ class AdversarialWeightPerturbation(Strategy):
         reference="Wu et al., NeurIPS 2020, https://arxiv.org/abs/2004.05884",
         options=AdversarialWeightPerturbationOptions,
         neutral={"gamma": 0.0},
-        conflicts={"sam": TWO_ASCENTS, "gsam": TWO_ASCENTS, "look_sam": TWO_ASCENTS},
+        conflicts={"sam": TWO_ASCENTS, "gsam": TWO_ASCENTS, "look_sam": TWO_ASCENTS, "dp_sgd": NOISELESS},
         notes={
             "adversarial": "AT-AWP: the examples are made once, at the weights, and seen by both evaluations",
             "gradient_accumulation": "moves the weights for each of the batches",
             "gradient_clipping": "what is clipped is the gradient that is descended, never the move",
+            "mart": "the examples are made once, at the weights, and seen by both evaluations",
             "micro_batches": "moves along the gradient of the whole batch, of which both evaluations are in parts",
+            "trades": "TRADES-AWP, with gamma=0.005 in the paper: the examples are made once, at the weights",
         },
         passes_through=lambda options: () if options.moves else ("compute_gradients",),
         cost=lambda options: (

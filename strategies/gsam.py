@@ -24,7 +24,15 @@ from trainstep.gradients import Gradients
 from trainstep.registry import register
 from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Evaluation, Strategy, summed_gradients
-from trainstep.strategies._ascent import TWO_ASCENTS, all_dense, along, beginning, gradients_after, projection
+from trainstep.strategies._ascent import (
+    NOISELESS,
+    TWO_ASCENTS,
+    all_dense,
+    along,
+    beginning,
+    gradients_after,
+    projection,
+)
 
 
 class GsamOptions(StrategyOptions):
@@ -68,7 +76,7 @@ class Gsam(Strategy):
         reference="Zhuang et al., ICLR 2022, https://arxiv.org/abs/2203.08065",
         options=GsamOptions,
         neutral={"rho": 0.0},
-        conflicts={"sam": TWO_ASCENTS, "look_sam": TWO_ASCENTS},
+        conflicts={"sam": TWO_ASCENTS, "look_sam": TWO_ASCENTS, "dp_sgd": NOISELESS},
         notes={
             "adversarial": "the examples are made once, at the weights, and seen by both evaluations",
             "gradient_accumulation": "ascends for each of the batches",

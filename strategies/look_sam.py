@@ -26,6 +26,7 @@ from trainstep.replicas import assign, choose
 from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Evaluation, Strategy, summed_gradients
 from trainstep.strategies._ascent import (
+    NOISELESS,
     TWO_ASCENTS,
     Beginning,
     all_dense,
@@ -86,7 +87,7 @@ class LookSam(Strategy):
         reference="Liu et al., CVPR 2022, https://arxiv.org/abs/2203.02714",
         options=LookSamOptions,
         neutral={"rho": 0.0},
-        conflicts={"sam": TWO_ASCENTS, "gsam": TWO_ASCENTS},
+        conflicts={"sam": TWO_ASCENTS, "gsam": TWO_ASCENTS, "dp_sgd": NOISELESS},
         notes={
             "adversarial": "the examples are made once, at the weights, and seen by both evaluations",
             "gradient_accumulation": "an interval counts batches, not windows",
