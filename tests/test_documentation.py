@@ -55,6 +55,18 @@ def test_the_page_on_comparing_runs(capsys):
     assert "clipped clipnorm=0.01" in " ".join(capsys.readouterr().out.split())
 
 
+def test_the_page_on_robustness_runs_and_shows_what_is_printed(capsys):
+    page = ROOT / "docs" / "robustness.md"
+    run(page, {"__name__": "robustness"})
+    labels = ("accuracy", "robust accuracy", "under FGSM", "under uniform noise", "robust by epsilon", "zero input")
+    printed, shown = (
+        [line.strip().split("  ")[0] for line in text.splitlines() if line.strip().startswith(labels)]
+        for text in (capsys.readouterr().out, page.read_text())
+    )
+    assert printed == shown
+    assert len(printed) == len(labels)
+
+
 def experiments() -> dict[str, str]:
     """Return what the documentation shows as experiment files, and the one it holds, by where it is."""
     found = {"docs/experiment.yaml": (ROOT / "docs" / "experiment.yaml").read_text()}
