@@ -649,6 +649,11 @@ def loss_scale(optimizer: Any) -> tf.Tensor | None:
 def apply_gradients(optimizer: Any, gradients: Sequence[Any], weights: Sequence[Any], *, summed: bool) -> None:
     """Update `weights` by unscaled `gradients`; `summed` says they are summed over replicas already."""
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    # Keras wants them from one graph: in a branch of a condition some are made there, and others come from outside.
+    gradients = [
+        None if gradient is None else tf.nest.map_structure(tf.identity, gradient, expand_composites=True)
+        for gradient in gradients
+    ]
     if KERAS_3:
         factor = loss_scale(optimizer)  # Keras 3 unscales inside `apply_gradients`.
         if summed and replicas > 1:
@@ -657,11 +662,6 @@ def apply_gradients(optimizer: Any, gradients: Sequence[Any], weights: Sequence[
             factor = share if factor is None else factor * share
         if factor is not None:
             gradients = scale(gradients, factor)
-        # Keras wants them from one graph: in a branch of a condition some are made there, and others come from outside.
-        gradients = [
-            None if gradient is None else tf.nest.map_structure(tf.identity, gradient, expand_composites=True)
-            for gradient in gradients
-        ]
         optimizer.apply_gradients(zip(gradients, weights, strict=True))
         return
     if is_loss_scale_optimizer(optimizer):
