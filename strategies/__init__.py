@@ -17,6 +17,7 @@ from trainstep.strategies.lookahead import Lookahead as Lookahead
 from trainstep.strategies.micro_batches import MicroBatches as MicroBatches
 from trainstep.strategies.mixed_precision import MixedPrecision as MixedPrecision
 from trainstep.strategies.percentile_clipping import PercentileClipping as PercentileClipping
+from trainstep.strategies.recompute import Recompute as Recompute
 from trainstep.strategies.sam import Sam as Sam
 from trainstep.strategies.skip_nonfinite import SkipNonfinite as SkipNonfinite
 from trainstep.strategies.standard import Standard as Standard

@@ -40,7 +40,7 @@ def first_of(workload: Workload, count: int) -> Workload:
 
 
 def class_of(spec) -> type:
-    return type(trainstep.apply(Subclassed(), spec))
+    return type(trainstep.apply(Subclassed(task_of(*spec)), spec))
 
 
 # --- Order ------------------------------------------------------------------------------------------------------------
