@@ -968,3 +968,87 @@ def with_mask(tensor: Any, mask: Any) -> Any:
 def mask_of(y_pred: Any) -> Any:
     """Return the Keras mask that `y_pred` carries, or None."""
     return getattr(y_pred, "_keras_mask", None)
+
+
+# --- Calls that are made again --------------------------------------------------------------------
+
+
+def check_repeatable(layer: Any) -> None:
+    """Raise `ModelConflictError` where a second call of `layer` would draw other random numbers than the first."""
+    if KERAS_3:
+        return  # Their state is in variables, see `with_repeated_calls`.
+    for inner, _ in _random_generators(layer):
+        drawn = [getattr(inner, name, 0) for name in ("rate", "dropout", "recurrent_dropout", "stddev")]
+        if any(drawn) or not any(hasattr(inner, name) for name in ("rate", "dropout", "stddev")):
+            raise ModelConflictError(
+                f"The layer {inner.name!r} draws random numbers, and on Keras 2 cannot draw the same ones again: its "
+                "gradient would be that of another network. Leave it out, or use Keras 3."
+            )
+
+
+@contextlib.contextmanager
+def with_repeated_calls(layers: Sequence[Any]) -> Iterator[None]:
+    """Let each call of one of `layers` be made once more by whoever differentiates it; nothing of it is kept till then.
+
+    The second call has the masks of dropout of the first, and leaves no trace in statistics.
+    """
+    for layer in layers:
+        vars(layer)["call"] = _repeated(layer, layer.call)  # Past `Layer.__setattr__`, which would track it.
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del vars(layer)["call"]
+
+
+def _repeated(layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def repeated_call(*args: Any, **kwargs: Any) -> Any:
+        flat = tf.nest.flatten((args, kwargs))
+        moving = [index for index, each in enumerate(flat) if tf.is_tensor(each) and each.dtype.is_floating]
+        # On Keras 3 random state is among them: what is drawn the second time is drawn from there.
+        state = [(variable, tf.convert_to_tensor(variable)) for variable in _changing(layer)] if KERAS_3 else []
+        found: list[Any] = []
+
+        def outputs(*tensors: tf.Tensor) -> list[tf.Tensor]:
+            given = list(flat)
+            for index, tensor in zip(moving, tensors, strict=True):
+                given[index] = tensor
+            first = not found
+            made = _called(layer, call, state, tf.nest.pack_sequence_as((args, kwargs), given), first=first)
+            if first:
+                found.append(tf.nest.map_structure(lambda each: each, made))
+            return tf.nest.flatten(made)
+
+        tensors = tf.recompute_grad(outputs)(*(flat[index] for index in moving))
+        pairs = zip(tensors, tf.nest.flatten(found[0]), strict=True)
+        return tf.nest.pack_sequence_as(found[0], [with_mask(tensor, mask_of(before)) for tensor, before in pairs])
+
+    return repeated_call
+
+
+def _changing(layer: Any) -> list[Any]:
+    trained = {id(variable) for variable in layer.trainable_variables}
+    return [variable for variable in layer.variables if id(variable) not in trained]
+
+
+def _called(layer: Any, call: Callable[..., Any], state: Sequence[Any], given: Any, *, first: bool) -> Any:
+    args, kwargs = given
+    if first:
+        losses = len(layer.losses)
+        made = call(*args, **kwargs)
+        if len(layer.losses) != losses:
+            raise ModelConflictError(
+                f"The layer {layer.name!r} adds to the loss in its call, and what is computed again has no gradient "
+                "but that of its outputs. Leave it out."
+            )
+        return made
+    # The layer as a whole: outside of it weights are not cast as its dtype policy says.
+    if KERAS_3:
+        with keras.StatelessScope(state, collect_losses=True):
+            return layer(*args, **kwargs)
+    before = _snapshot(_changing(layer))
+    made = layer(*args, **kwargs)
+    for variable, value in before:
+        variable.assign(value)
+    return made

@@ -103,7 +103,11 @@ def _change(changes: Sequence[tuple[Any, ...]], operation: Callable[..., Any]) -
         for variable, each in zip(variables, values, strict=True):
             strategy.extended.update(variable, operation, args=each, group=False)
 
-    tf.distribute.get_replica_context().merge_call(update, args=(values,))
+    context = tf.distribute.get_replica_context()
+    if context is None:  # On the host, when an epoch is over.
+        update(tf.distribute.get_strategy(), values)
+    else:
+        context.merge_call(update, args=(values,))
 
 
 def conditional(

@@ -33,6 +33,7 @@ from trainstep.strategies.pcgrad import Pcgrad as Pcgrad
 from trainstep.strategies.percentile_clipping import PercentileClipping as PercentileClipping
 from trainstep.strategies.progressive_resizing import ProgressiveResizing as ProgressiveResizing
 from trainstep.strategies.r_drop import RDrop as RDrop
+from trainstep.strategies.recompute import Recompute as Recompute
 from trainstep.strategies.sam import Sam as Sam
 from trainstep.strategies.selective_backprop import SelectiveBackprop as SelectiveBackprop
 from trainstep.strategies.skip_nonfinite import SkipNonfinite as SkipNonfinite

@@ -56,7 +56,7 @@ def options_of(name: str) -> trainstep.StrategyOptions:
 
 
 def class_of(spec) -> type:
-    return type(trainstep.apply(Subclassed(), spec))
+    return type(trainstep.apply(Subclassed(task_of(*spec)), spec))
 
 
 # --- Order ------------------------------------------------------------------------------------------------------------
