@@ -32,6 +32,7 @@ from trainstep.benchmarks.keeping import path_of
 
 FRESH = 5  # Times the models are made anew.
 PARTS = ("cnn", "mlp", "wide", "tracing")
+SPARSE = "sparse_categorical_crossentropy"
 FOOTNOTE = """A plain step never differentiates the first layer with respect to its input; an attack does.
 Where the first layer is most of the net, as in `mlp`, the limit of FGSM is therefore 2 plain steps, not 5/3."""
 
@@ -124,14 +125,14 @@ def gradient_accumulate_model(model: keras.Model) -> keras.Model:
     return peer.GradientAccumulateModel(accum_steps=4, inputs=model.inputs, outputs=model.outputs)
 
 
-def compiled(subject: Subject, build: Callable[[], keras.Model]) -> keras.Model:
+def compiled(subject: Subject, build: Callable[[], keras.Model], loss: Any = SPARSE) -> keras.Model:
     """Return a fresh model that trains as `subject` says, with Adam."""
     model = build()
     if subject.wrap is not None:
         model = subject.wrap(model)
     if subject.spec is not None:
         trainstep.apply(model, subject.spec)
-    model.compile(keras.optimizers.Adam(**(subject.optimizer or {})), "sparse_categorical_crossentropy")
+    model.compile(keras.optimizers.Adam(**(subject.optimizer or {})), loss)
     return model
 
 
@@ -147,13 +148,32 @@ def batches(shape: tuple[int, ...], size: int, steps: int) -> tf.data.Dataset:
 
 
 def measure(
-    net: str, build: Callable[[], keras.Model], entries: list[Subject], *, batch: int, rounds: int, steps: int
+    net: str,
+    build: Callable[[], keras.Model],
+    entries: list[Subject],
+    *,
+    batch: int,
+    rounds: int,
+    steps: int,
+    labelled: Callable[[tf.data.Dataset], tf.data.Dataset] = lambda data: data,
+    loss: Any = SPARSE,
 ) -> list[Row]:
-    """Train all `entries` in turn, an epoch of `steps` steps each, `rounds` times in all."""
-    data = batches(build().input_shape[1:], batch, steps)
+    """Train all `entries` in turn, an epoch of `steps` steps each, `rounds` times in all.
+
+    Args:
+        net: its name, for the rows.
+        build: makes it.
+        entries: what it is trained by.
+        batch: examples at a time.
+        rounds: epochs of each that count.
+        steps: of an epoch.
+        labelled: gives the batches of images and class ids other labels.
+        loss: as `compile` takes it.
+    """
+    data = labelled(batches(build().input_shape[1:], batch, steps))
     times: dict[str, list[Seconds]] = {entry.label: [] for entry in entries}
     for begin in range(0, rounds, -(-rounds // FRESH)):
-        models: dict[str, Any] = {entry.label: compiled(entry, build) for entry in entries}
+        models: dict[str, Any] = {entry.label: compiled(entry, build, loss) for entry in entries}
         for model in models.values():
             model.fit(data, shuffle=False, verbose=0)  # Traces; it does not count.
         for turn in range(begin, min(begin + -(-rounds // FRESH), rounds)):

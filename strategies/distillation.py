@@ -102,7 +102,7 @@ class Distillation(Strategy):
             from_logits = options.from_logits
             if from_logits is None:
                 from_logits = gives_logits(options.teacher, teacher, predicted, place)
-            log_q = output._replace(index=0, from_logits=from_logits).log_probabilities(values)
+            log_q = output._replace(place=0, from_logits=from_logits).log_probabilities(values)
             log_p = output.log_probabilities(objective.y_pred)
             log_q, log_p = output.by_question(log_q), output.by_question(log_p)
             between = divergence(softened(log_q, options.temperature), softened(log_p, options.temperature))

@@ -27,7 +27,7 @@ def test_a_ratio_is_the_median_of_those_of_the_turns(monkeypatch):
             trained.append(self.label)
 
     monkeypatch.setattr(step_cost, "FRESH", 1)
-    monkeypatch.setattr(step_cost, "compiled", lambda subject, build: Net(subject.label))
+    monkeypatch.setattr(step_cost, "compiled", lambda subject, build, loss: Net(subject.label))
 
     def timed(function):
         function()

@@ -1,0 +1,153 @@
+"""What a step of every strategy costs, beside `standard` on the same net, and beside its own limit.
+
+All strategies of the catalogue with their defaults, and those whose cost hangs on an option once more. As in
+`step_cost`, whose nets and way of measuring these are.
+
+    python -m trainstep.benchmarks.catalogue_cost [--rounds 20] [--output FOLDER] [--only NAME ...]
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+import trainstep
+from trainstep.benchmarks.environment import environment
+from trainstep.benchmarks.keeping import path_of
+from trainstep.benchmarks.step_cost import Row, Subject, cnn, measure, table
+
+NAME = "catalogue_cost"
+CLASSES, BATCH, STEPS = 10, 128, 8
+WITHIN = 1.05
+"""How far over the limit that is declared a step may be, where nothing else is said."""
+
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "adversarial": [{"attack": "pgd"}, {"random_start": True}],
+    "sam": [{"interval": 5}, {"adaptive": True}],
+    "trades": [{"steps": 2}],
+    "free_adversarial": [{"replays": 2}],
+    "progressive_resizing": [{"scale": 0.5}],
+    "recompute": [{"layers": ["*conv*"]}],
+    "gradient_clipping": [{"clipnorm": 1.0}, {"clipvalue": 0.1}],
+}
+"""Options, besides the defaults, that make a difference to the cost."""
+
+TARGETS = {"sam": 2.05, "r_drop": 1.8, "dp_sgd": 5.0}
+"""Limits of a step in plain ones, where they are not those that a strategy declares."""
+
+
+def small_cnn() -> keras.Model:
+    """Return a convolutional net that takes images of any size, which the one of `step_cost` does not."""
+    inputs = keras.Input((28, 28, 1))
+    h = keras.layers.Conv2D(32, 3, padding="same", activation="relu")(inputs)
+    h = keras.layers.Conv2D(64, 3, padding="same", activation="relu")(h)
+    return keras.Model(inputs, keras.layers.Dense(CLASSES, "softmax")(keras.layers.GlobalAveragePooling2D()(h)))
+
+
+def two_outputs() -> keras.Model:
+    """Return the net of `step_cost` with a number as a second output."""
+    plain = cnn()
+    last = keras.layers.Dense(1, name="number")(plain.layers[-2].output)
+    return keras.Model(plain.input, {"kind": plain.output, "number": last})
+
+
+def one_hot(data: tf.data.Dataset) -> tf.data.Dataset:
+    """Return batches with one-hot labels, which every strategy takes."""
+    return data.map(lambda x, y: (x, tf.one_hot(y, CLASSES))).cache().prefetch(2)
+
+
+def of_two_outputs(data: tf.data.Dataset) -> tf.data.Dataset:
+    """Return batches with the labels of `two_outputs`."""
+    labels = one_hot(data).map(lambda x, y: (x, {"kind": y, "number": tf.reduce_mean(x, axis=(1, 2))}))
+    return labels.cache().prefetch(2)
+
+
+@dataclass(frozen=True)
+class Net:
+    """A net, and what it is trained on."""
+
+    build: Any
+    labelled: Any
+    loss: Any
+
+
+NETS = {
+    "cnn": Net(cnn, one_hot, "categorical_crossentropy"),
+    "cnn of any size": Net(small_cnn, one_hot, "categorical_crossentropy"),
+    "cnn of two outputs": Net(two_outputs, of_two_outputs, {"kind": "categorical_crossentropy", "number": "mse"}),
+}
+
+
+def net_of(name: str) -> str:
+    """Return the name of the net that `name` is measured on: the first that has what it needs."""
+    declaration = trainstep.get(name).declaration
+    if "outputs" in declaration.needs:
+        return "cnn of two outputs"
+    return (
+        "cnn of any size"
+        if declaration.cost(declaration.options(**declaration.example)).saves and ("images" in declaration.needs)
+        else "cnn"
+    )
+
+
+def subjects(name: str, examples: dict[str, Any]) -> list[Subject]:
+    """Return what is measured of the strategy `name`: `examples` hold options that have no default."""
+    declaration, found = trainstep.get(name).declaration, []
+    for options in ({}, *OPTIONS.get(name, [])):
+        chosen = {**examples.get(name, {}), **options}
+        limit = declaration.cost(declaration.options(**chosen)).time
+        label = " ".join([name, *(f"{key}={value}" for key, value in options.items())])
+        target = TARGETS.get(label, round(WITHIN * limit, 2))
+        if name == "sam" and "interval" in options:
+            target = round(1 + 1.1 / options["interval"], 2)
+        found.append(Subject(label, {name: chosen}, against="standard", target=target))
+    return found
+
+
+def rows_of(names: list[str], rounds: int) -> list[Row]:
+    """Measure the strategies `names`, each on its net, beside `standard`."""
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = f"{folder}/teacher.keras"
+        cnn().save(teacher)
+        examples = {name: trainstep.get(name).declaration.example for name in names}
+        examples = {name: {**example, **({"teacher": teacher} if "teacher" in example else {})}
+                    for name, example in examples.items()}  # fmt: skip
+        for label, net in NETS.items():
+            entries = [subject for name in names if net_of(name) == label for subject in subjects(name, examples)]
+            # A few at a time: all models of a group are in memory at once.
+            for start in range(0, len(entries), 6):
+                control = Subject("standard", "standard", against="standard")
+                group = [control, *(entry for entry in entries[start : start + 6] if entry.label != "standard")]
+                arguments = {"labelled": net.labelled, "loss": net.loss}
+                found = measure(label, net.build, group, batch=BATCH, rounds=rounds, steps=STEPS, **arguments)
+                rows += found if not any(row.net == label for row in rows) else found[1:]
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print the table, and write it into the folder that `--output` names."""
+    parser = argparse.ArgumentParser(description="Measure what a step of every strategy costs.")
+    parser.add_argument("--rounds", type=int, default=20, help="epochs of each that count")
+    parser.add_argument("--only", nargs="+", choices=trainstep.names(), help="some strategies instead of all")
+    parser.add_argument("--output", type=pathlib.Path, help="write the rows and the environment as JSON and Markdown")
+    options = parser.parse_args(arguments)
+    rows, machine = rows_of(options.only or trainstep.names(), options.rounds), environment()
+    text = f"{table(rows)}\n\n{', '.join(f'{name} {value}' for name, value in machine.items())}"
+    print(text)
+    if options.output:
+        target = path_of(options.output, NAME, machine)
+        options.output.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps({"environment": machine, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+        target.with_suffix(".md").write_text(f"# What a step of each strategy costs\n\n{text}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
