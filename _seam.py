@@ -1035,9 +1035,9 @@ def _changing(layer: Any) -> list[Any]:
 def _called(layer: Any, call: Callable[..., Any], state: Sequence[Any], given: Any, *, first: bool) -> Any:
     args, kwargs = given
     if first:
-        losses = len(layer.losses)
+        losses = _num_added_losses(layer)
         made = call(*args, **kwargs)
-        if len(layer.losses) != losses:
+        if _num_added_losses(layer) != losses:
             raise ModelConflictError(
                 f"The layer {layer.name!r} adds to the loss in its call, and what is computed again has no gradient "
                 "but that of its outputs. Leave it out."
@@ -1052,3 +1052,10 @@ def _called(layer: Any, call: Callable[..., Any], state: Sequence[Any], given: A
     for variable, value in before:
         variable.assign(value)
     return made
+
+
+def _num_added_losses(layer: Any) -> int:
+    if KERAS_3:
+        return len(layer.losses)
+    # The public `losses` shows those of this call in place of those of the graph, which may be as many.
+    return sum(len(inner._losses) + len(inner._eager_losses) for inner in layers_of(layer))

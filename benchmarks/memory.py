@@ -64,15 +64,29 @@ def wider() -> keras.Model:
     return trainstep.models.build("mlp", input_shape=(784,), classes=10, units=(4096,) * 4)
 
 
+def blocks() -> keras.Model:
+    """Return a net of six blocks, each a model of five dense layers with as many that normalize."""
+    x = inputs = keras.Input((784,))
+    for index in range(6):
+        layers = [keras.Input(x.shape[1:])]
+        for _ in range(5):
+            layers += [keras.layers.Dense(256, "gelu"), keras.layers.LayerNormalization()]
+        x = keras.Sequential(layers, name=f"block_{index}")(x)
+    return keras.Model(inputs, keras.layers.Dense(10, "softmax")(x))
+
+
 NETS = {
     "cnn, batch 2048": Net(cnn, 2048, 12, warm=True),
     "dense 4 x 4096, batch 8, SGD": Net(wider, 8, 8, warm=False),
+    "6 blocks, batch 4096": Net(blocks, 4096, 6, warm=True),
 }
 SUBJECTS = [
     Subject("cnn, batch 2048", "Keras fit"),
     Subject("cnn, batch 2048", "micro_batches, 16 parts", {"micro_batches": {"count": 16}}, 0.35, 1.1),
     Subject("dense 4 x 4096, batch 8, SGD", "Keras fit"),
     Subject("dense 4 x 4096, batch 8, SGD", "gradient_accumulation", {"gradient_accumulation": {"steps": 4}}),
+    Subject("6 blocks, batch 4096", "Keras fit"),
+    Subject("6 blocks, batch 4096", "recompute, each block", {"recompute": {"layers": ("block_*",)}}, 0.5, 4 / 3),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from functools import partial
 
 import keras
 import numpy as np
@@ -146,14 +147,15 @@ def test_masks_pass_through(assert_close):
     assert_close(parts(run(masked, "recompute", {"layers": ("table", "hidden")})), parts(run(masked)))
 
 
-def test_the_model_is_as_before_when_it_is_saved_loaded_and_removed_from(tmp_path):
-    model = prepared(workload(), "recompute", EVERYTHING)
-    before = [dict(vars(layer)).keys() for layer in model.layers]
+def test_the_layers_are_as_before_and_a_file_holds_the_option(tmp_path):
+    # Without dropout, whose random state Keras does not restore from a file in a model inside of another.
+    model = prepared(Workload(partial(blocks, drop=False), X, Y), "recompute", EVERYTHING)
+    before = [vars(layer).keys() - {"built"} for layer in model.layers]
     model.fit(X[:8], Y[:8], batch_size=4, verbose=0)
-    assert all("call" not in keys for keys in before)
-    assert all("call" not in vars(layer) for layer in model.layers)
+    assert [vars(layer).keys() - {"built"} for layer in model.layers] == before
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert trainstep.applied(loaded) == trainstep.applied(model)
     for each in (model, loaded):
         each.fit(X[8:16], Y[8:16], batch_size=4, shuffle=False, verbose=0)
     tf.nest.map_structure(
