@@ -49,9 +49,9 @@ def resized_to(size: tf.Tensor, scale: float | tf.Tensor, size_increment: int) -
 
 
 def resized(images: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Return `images`, (batch, height, width, channels), in this height and width, and in their own dtype."""
+    """Return `images`, (batch, height, width, channels), in this height and width; whole numbers as float32."""
     values = tf.image.resize(images, size)
-    return tf.cast(values if images.dtype.is_floating else tf.round(values), images.dtype)
+    return tf.cast(values, images.dtype) if images.dtype.is_floating else values
 
 
 @register

@@ -46,12 +46,13 @@ def test_full_size_is_the_images_themselves():
     np.testing.assert_array_equal(resized(tf.constant(IMAGES), tf.constant([4, 4])), IMAGES)
 
 
-def test_whole_numbers_are_rounded_and_stay_such():
-    # The mean of 0, 1, 2 and 3 is 1.5, rounded to the even number.
+def test_what_is_between_whole_numbers_is_not_rounded():
+    # The mean of 0, 1, 2 and 3.
     images = tf.constant([[[[0], [1]], [[2], [3]]]], tf.uint8)
     made = resized(images, tf.constant([1, 1]))
-    assert made.dtype == tf.uint8
-    np.testing.assert_array_equal(made, [[[[2]]]])
+    assert made.dtype == tf.float32
+    np.testing.assert_array_equal(made, [[[[1.5]]]])
+    assert resized(tf.cast(images, tf.float16), tf.constant([1, 1])).dtype == tf.float16
 
 
 def test_images_grow_with_the_updates_by_hand():
