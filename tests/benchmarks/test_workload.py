@@ -14,7 +14,7 @@ import tensorflow as tf
 from trainstep.benchmarks import datasets, errors, optimizers, workload
 from trainstep.benchmarks.data import Split
 
-OFFLINE = ("blobs_mlp", "digits_cnn", "digits_mlp", "markov_transformer")
+OFFLINE = ("blobs_mlp", "digits_cnn", "digits_deep_mlp", "digits_mlp", "markov_transformer")
 
 
 @pytest.mark.parametrize("name", OFFLINE)
