@@ -66,7 +66,8 @@ def wider() -> keras.Model:
 
 def blocks() -> keras.Model:
     """Return a net of six blocks, each a model of five dense layers with as many that normalize."""
-    x = inputs = keras.Input((784,))
+    inputs: Any = keras.Input((784,))
+    x = inputs
     for index in range(6):
         layers = [keras.Input(x.shape[1:])]
         for _ in range(5):

@@ -119,10 +119,14 @@ def share_of_mean(model: Any, values: tf.Tensor, y_pred: tf.Tensor, sample_weigh
     return tf.math.divide_no_nan(total, count * tf.distribute.get_strategy().num_replicas_in_sync)
 
 
-def weight_of_output(sample_weight: Any, index: int) -> Any:
-    """Return what weighs the examples for the output at `index`: of one weight for all, that."""
-    flat = tf.nest.flatten(sample_weight)
-    return flat[index] if len(flat) > 1 else flat[0]
+def weight_of_output(sample_weight: Any, outputs: Any, place: int) -> Any:
+    """Return what weighs the examples for the output at `place` of the flattened `outputs`; None where nothing does.
+
+    One weight is for all outputs; those with names are for the outputs of these.
+    """
+    if isinstance(sample_weight, dict):
+        return sample_weight.get(sorted(outputs)[place]) if isinstance(outputs, dict) else None
+    return sample_weight[place] if isinstance(sample_weight, (list, tuple)) else sample_weight
 
 
 def mean_divergence(
@@ -146,7 +150,7 @@ def mean_divergence(
     for output in class_outputs(strategy, model, y_pred):
         log_p, log_q = output.log_probabilities(y_pred), output.log_probabilities(other)
         values = divergence(output.by_question(tf.stop_gradient(log_p) if fixed else log_p), output.by_question(log_q))
-        weights = weight_of_output(sample_weight, output.place)
+        weights = weight_of_output(sample_weight, y_pred, output.place)
         mean = share_of_mean(model, tf.reduce_mean(values, axis=-1), outputs[output.place], weights)
         found.append(loss_weights[output.place] * mean)
     return tf.add_n(found)

@@ -103,7 +103,7 @@ def with_mixed_labels(batch: Batch, others: Batch, share: tf.Tensor) -> Batch:
     """
     labels = []
     for index, (y, other) in enumerate(zip(tf.nest.flatten(batch.y), tf.nest.flatten(others.y), strict=True)):
-        weights, other_weights = (weight_of_output(each.sample_weight, index) for each in (batch, others))
+        weights, other_weights = (weight_of_output(each.sample_weight, each.y, index) for each in (batch, others))
         labels.append(mixed(y, other, _part_of_weight(share, weights, other_weights)))
     flat = zip(tf.nest.flatten(batch.sample_weight), tf.nest.flatten(others.sample_weight), strict=True)
     weights = [None if w is None else mixed(_float(w), _float(other), share) for w, other in flat]

@@ -69,7 +69,7 @@ class ConfidencePenalty(Strategy):
         for output in class_outputs("confidence_penalty", self, objective.y_pred):
             log_p = output.by_question(output.log_probabilities(objective.y_pred))
             values = tf.reduce_mean(capped_entropy(log_p, options.threshold), axis=-1)
-            weights = weight_of_output(batch.sample_weight, output.place)
+            weights = weight_of_output(batch.sample_weight, objective.y_pred, output.place)
             share = share_of_mean(self, values, outputs[output.place], weights)
             rewards.append(loss_weights[output.place] * share)
         penalty = value_at(options.beta, self.optimizer.iterations) * tf.add_n(rewards)

@@ -106,7 +106,7 @@ class Distillation(Strategy):
             log_p = output.log_probabilities(objective.y_pred)
             log_q, log_p = output.by_question(log_q), output.by_question(log_p)
             between = divergence(softened(log_q, options.temperature), softened(log_p, options.temperature))
-            of_examples = weight_of_output(batch.sample_weight, output.place)
+            of_examples = weight_of_output(batch.sample_weight, objective.y_pred, output.place)
             share = share_of_mean(self, tf.reduce_mean(between, axis=-1), outputs[output.place], of_examples)
             shares.append(loss_weights[output.place] * share)
         divergences = alpha * options.temperature**2 * tf.add_n(shares)

@@ -74,7 +74,7 @@ class LabelSmoothing(Strategy):
                 y = tf.cast(labels[index], tf.float32)
             smooth = smoothed(y, amount, 2 if output.kind == "binary" else y_pred.shape[-1])
             values = _seam.losses_of_entries(loss, smooth, y_pred) - _seam.losses_of_entries(loss, y, y_pred)
-            weights = weight_of_output(batch.sample_weight, index)
+            weights = weight_of_output(batch.sample_weight, objective.y_pred, index)
             share = share_of_mean(self, tf.cast(values, tf.float32), y_pred, weights)
             changes.append(loss_weights[index] * share)
         return objective._replace(loss=objective.loss + tf.cast(tf.add_n(changes), objective.loss.dtype))

@@ -117,7 +117,7 @@ class Mart(Strategy):
             )
             target = tf.one_hot(tf.argmax(labels, axis=-1), labels.shape[-1])
             values = margin_loss(log_q, target) + beta * weighted_divergence(log_p, log_q, target)
-            weights = weight_of_output(batch.sample_weight, output.place)
+            weights = weight_of_output(batch.sample_weight, clean, output.place)
             mean = share_of_mean(self, tf.reduce_mean(values, axis=-1), outputs[output.place], weights)
             added.append(loss_weights[output.place] * mean)
         return objective._replace(loss=objective.loss + tf.cast(tf.add_n(added), objective.loss.dtype))

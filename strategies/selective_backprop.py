@@ -101,7 +101,7 @@ def losses_of_examples(model: Any, batch: Batch, y_pred: Any) -> tf.Tensor:
                 "selective_backprop needs the loss of each example, and that of the model is one number for all. "
                 "Return the loss of each example, (batch,): Keras takes the mean of it."
             )
-        mask, weights = _seam.mask_of(outputs[index]), weight_of_output(batch.sample_weight, index)
+        mask, weights = _seam.mask_of(outputs[index]), weight_of_output(batch.sample_weight, y_pred, index)
         counts = tf.ones_like(values) if mask is None else tf.cast(mask, tf.float32)
         if weights is not None:
             values *= of_rank(tf.cast(weights, tf.float32), values.shape.rank)

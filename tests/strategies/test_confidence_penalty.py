@@ -9,6 +9,7 @@ from runs import prepared, run
 
 import trainstep
 from trainstep import errors
+from trainstep.strategies._classes import weight_of_output
 
 CLASSES = Task(classes=True)
 
@@ -125,3 +126,13 @@ def test_a_model_that_predicts_no_classes_is_refused():
     model.compile(sgd(), "mse")
     with pytest.raises(errors.ModelConflictError, match=r"needs an output of classes.*trained by mean_squared_error"):
         model.fit(CLASSES.x, CLASSES.x[:, :1], verbose=0)
+
+
+def test_a_weight_with_a_name_is_for_the_output_of_that_name():
+    """Keras weighs an output that none is given for by one."""
+    outputs = {"a": np.zeros((2, 3)), "b": np.zeros((2, 3))}
+    weights = np.array([1.0, 2.0])
+    assert weight_of_output({"b": weights}, outputs, 0) is None
+    assert weight_of_output({"b": weights}, outputs, 1) is weights
+    assert weight_of_output([None, weights], [outputs["a"], outputs["b"]], 1) is weights
+    assert weight_of_output(weights, outputs, 0) is weights
