@@ -5,7 +5,7 @@ UV := $(shell command -v uv 2>/dev/null)
 WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: compare test test-addons test-versions lint format docs support step-cost step-cost-addons memory evidence \
+.PHONY: compare test test-addons test-versions lint format docs support step-cost catalogue-cost step-cost-addons memory evidence \
 	suite-cost foreign-attack clean
 
 compare: .venv/installed  ## Compare five strategies on handwritten digits; the report goes to results/.
@@ -42,6 +42,9 @@ support: .venv/installed .venv-addons/installed  ## Write anew what the tests sh
 step-cost: .venv/installed  ## Measure what a step of each strategy costs.
 	.venv/bin/python -m trainstep.benchmarks.step_cost
 
+catalogue-cost: .venv/installed  ## Measure what a step of every strategy costs, and keep what came out.
+	.venv/bin/python -m trainstep.benchmarks.catalogue_cost --output benchmarks/results
+
 step-cost-addons: .venv-addons/installed  ## The same on Keras 2, beside GradientAccumulator.
 	# Its metadata asks for a TensorFlow older than tensorflow-addons runs on; its code does not.
 	$(ADDONS_INSTALL) --quiet --no-deps gradient-accumulator==0.5.2
@@ -50,10 +53,9 @@ step-cost-addons: .venv-addons/installed  ## The same on Keras 2, beside Gradien
 memory: .venv/installed  ## Measure what micro_batches saves of memory, and gradient_accumulation takes.
 	.venv/bin/python -m trainstep.benchmarks.memory
 
-evidence: .venv/installed  ## Compare the first strategies on digits and Fashion-MNIST, and keep what came out.
+evidence: .venv/installed  ## Run the experiments in benchmarks/experiments, and keep what came out.
 	# With a store, so that a run that was stopped goes on; runs of an earlier day are in another.
-	.venv/bin/python -m trainstep.benchmarks.evidence benchmarks/experiments/digits.yaml \
-		benchmarks/experiments/fashion.yaml --output benchmarks/results --store results/evidence-$$(date -u +%F).sqlite
+	.venv/bin/python -m trainstep.benchmarks.evidence benchmarks/experiments/*.yaml --output benchmarks/results --store results/evidence-$$(date -u +%F).sqlite
 
 suite-cost: .venv/installed  ## Measure what the suite itself takes, and keep what came out.
 	.venv/bin/python -m trainstep.benchmarks.suite_cost --output benchmarks/results

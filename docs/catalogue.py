@@ -7,20 +7,38 @@ import json
 import pathlib
 
 import trainstep
+from trainstep.benchmarks import catalogue_cost
+from trainstep.benchmarks.keeping import newest
 from trainstep.benchmarks.schema import json_schema
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
+RESULTS = README.parent / "benchmarks" / "results"
 SCHEMA = pathlib.Path(__file__).parent / "experiment.schema.json"
 BEGIN = "<!-- The table is written by `make docs`. -->\n"
 
 
 def table() -> str:
-    """Return the catalogue as a Markdown table."""
+    """Return the catalogue as a Markdown table, with the cost of a step where it was measured."""
+    measured = costs()
     rows = [
-        f"| `{name}` | {trainstep.get(name).declaration.summary} | [card](docs/strategies/{name}.md) |\n"
+        f"| [`{name}`](docs/strategies/{name}.md) | {trainstep.get(name).declaration.summary} | {_limit(name)} "
+        f"| {measured.get(name, '')} |\n"
         for name in sorted(trainstep.names(), key=lambda name: (name != "standard", name))
     ]
-    return "| name | what it does | card |\n|---|---|---|\n" + "".join(rows)
+    head = "| name | what it does | time of a step, at the limit | measured |\n|---|---|---:|---:|\n"
+    return head + "".join(rows)
+
+
+def costs() -> dict[str, str]:
+    """Return what a step of each strategy with its defaults took, in plain ones, by the newest measurement."""
+    path = newest(RESULTS, catalogue_cost.NAME)
+    rows = json.loads(path.read_text())["rows"] if path else []
+    return {row["label"]: f"{row['ratio']:.2f}" for row in rows}
+
+
+def _limit(name: str) -> str:
+    cost = trainstep.describe(name).cost
+    return f"{cost.time:.2f}"
 
 
 def with_table(text: str) -> str:

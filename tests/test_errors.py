@@ -337,9 +337,7 @@ def test_a_strategy_without_a_declaration():
 
 @pytest.mark.parametrize("owned", OWNED_BY_THE_ROOT)
 def test_a_strategy_that_takes_what_belongs_to_the_root(owned):
-    with pytest.raises(
-        errors.StrategyDefinitionError, match=f"Greedy defines '{owned}'.*transform_batch, train_batch"
-    ):
+    with pytest.raises(errors.StrategyDefinitionError, match=f"Greedy defines '{owned}'.*transform_batch, train_batch"):
         type("Greedy", (trainstep.Strategy,), {"declaration": declared("greedy"), owned: lambda self: None})
 
 
