@@ -81,7 +81,7 @@ class Task:
                 "kind": keras.layers.Dense(3, "softmax", name="kind"),
                 "value": keras.layers.Dense(1, name="value"),
             }
-        last = keras.layers.Dense(3, "softmax") if self.classes else keras.layers.Dense(1)
+        last = keras.layers.Dense(3, "softmax", name="out") if self.classes else keras.layers.Dense(1, name="out")
         return {"out": last}
 
 
