@@ -182,19 +182,48 @@ def test_a_step_grows_with_the_ball():
     assert Budget(epsilon=0.1).at(0.2).step_size is None
 
 
-def test_foolbox_finds_the_same_on_digits():
-    """PGD of the same budget, restarts too: by the luck of one start alone they differ by a point now and then."""
-    foolbox = pytest.importorskip("foolbox", reason="in the environment of tensorflow-addons")
+@pytest.fixture(scope="module")
+def on_digits():
+    """Return a trained model, its validation data as tensors, its logits, and what we find."""
     split = load_digits()
+    keras.utils.set_random_seed(0)
     model = trainstep.models.build("mlp", input_shape=split.train[0].shape[1:], classes=10)
     model.compile("adam", "sparse_categorical_crossentropy")
     model.fit(*split.train, epochs=10, verbose=0)
     x, y = (tf.convert_to_tensor(values) for values in split.validation)
-    ours = trainstep.evaluate_robustness(model, (x, y), epsilon=0.1, restarts=3, clip_range=(0.0, 1.0))
-    logits = foreign_attack.logits_of(model)
+    found = trainstep.evaluate_robustness(model, (x, y), epsilon=0.1, restarts=3, clip_range=(0.0, 1.0))
+    return x, y, foreign_attack.logits_of(model), found
+
+
+def test_foolbox_finds_the_same_on_digits(on_digits):
+    """PGD of the same budget, restarts too: by the luck of one start alone they differ by a point now and then."""
+    foolbox = pytest.importorskip("foolbox", reason="in the environment of tensorflow-addons")
+    x, y, logits, ours = on_digits
     attack = foolbox.attacks.LinfPGD(rel_stepsize=2.5 / 40, steps=40, random_start=True).repeat(3)
     _, _, success = attack(foolbox.TensorFlowModel(logits, bounds=(0, 1)), x, y, epsilons=0.1)
     theirs = np.mean((np.argmax(logits(x), axis=1) == y.numpy()) & ~success.numpy())
     assert 0.1 < ours.robust_accuracy < ours.accuracy - 0.1
     assert ours.robust_accuracy == pytest.approx(theirs, abs=0.01)
     assert ours.warnings == ()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # Of what it imports.
+def test_the_adversarial_robustness_toolbox_finds_the_same_on_digits(on_digits):
+    art = pytest.importorskip("art.attacks.evasion", reason="in the environment of tensorflow-addons")
+    estimators = pytest.importorskip("art.estimators.classification")
+    x, y, logits, ours = on_digits
+
+    def model(images, training=False):
+        del training
+        return logits(tf.cast(images, tf.float32))
+
+    classifier = estimators.TensorFlowV2Classifier(
+        model, nb_classes=10, input_shape=x.shape[1:], clip_values=(0.0, 1.0),
+        loss_object=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )  # fmt: skip
+    attack = art.ProjectedGradientDescent(
+        classifier, eps=0.1, eps_step=2.5 * 0.1 / 40, max_iter=40, num_random_init=3, batch_size=len(x), verbose=False
+    )
+    moved = attack.generate(x.numpy(), y.numpy())
+    right = [np.argmax(logits(tf.constant(images)), axis=1) == y.numpy() for images in (x.numpy(), moved)]
+    assert ours.robust_accuracy == pytest.approx(np.mean(right[0] & right[1]), abs=0.01)
