@@ -79,6 +79,10 @@ class Cutmix(Strategy):
         options=CutmixOptions,
         neutral={"alpha": 0.0},
         needs=("images", "one-hot labels"),
+        conflicts={
+            "dp_sgd": "each example is part of two that are trained on, so that it moves the weights twice as far as the "
+            "clipped gradient of one, and more privacy is lost than is counted."
+        },
         notes={
             "adversarial": "the attack starts from what is pasted, and keeps to its labels",
             "mixup": "what is pasted is mixed once more: an example is made of up to four",
