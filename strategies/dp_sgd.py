@@ -82,6 +82,9 @@ def why_one_by_one(model: Any) -> str | None:
     return _ghost_norms.obstacle(model)
 
 
+_OF_TASKS = "it goes by the gradients of tasks over all examples, which are neither clipped one by one nor have noise."
+
+
 @register
 class DpSgd(Strategy):
     """Clips each example where gradients are taken, and adds the noise to what an update is made of."""
@@ -95,7 +98,9 @@ class DpSgd(Strategy):
         neutral={"l2_norm_clip": math.inf, "noise_multiplier": 0.0},
         conflicts={
             "sam": "it ascends along the gradient of all examples, without noise, so that each changes the gradients "
-            "of all others, however they are clipped."
+            "of all others, however they are clipped.",
+            "pcgrad": _OF_TASKS,
+            "gradnorm": _OF_TASKS,
         },
         notes={
             "adversarial": "an attack on an example depends on no other, and its gradient is clipped",
