@@ -37,6 +37,7 @@ OWNED_BY_THE_ROOT = (
         "evaluate",
         "predict",
         "export",
+        "reset_metrics",
         "compile",
         "compile_from_config",
         "make_train_function",

@@ -16,6 +16,8 @@ from trainstep.replicas import as_one, assign, assign_add
 
 _TALLIES: "weakref.WeakKeyDictionary[Any, dict[str, Tally]]" = weakref.WeakKeyDictionary()
 _TRAINING: "weakref.WeakSet[Any]" = weakref.WeakSet()
+_LEFT_OUT: "weakref.WeakSet[Any]" = weakref.WeakSet()
+"""Models that are evaluated now, which is no part of their training."""
 
 
 class Tally:
@@ -87,9 +89,21 @@ def results(model: Any) -> dict[str, tf.Tensor]:
 @contextlib.contextmanager
 def training(model: Any, active: bool = True) -> Iterator[None]:
     """Count the reports of `model` among its metrics, as long as this lasts; or, not `active`, leave them out."""
-    before = model in _TRAINING
-    (_TRAINING.add if active else _TRAINING.discard)(model)
+    before = model in _TRAINING, model in _LEFT_OUT
+    _put(model, active, not active)
     try:
         yield
     finally:
-        (_TRAINING.add if before else _TRAINING.discard)(model)
+        _put(model, *before)
+
+
+def _put(model: Any, trains: bool, left_out: bool) -> None:
+    (_TRAINING.add if trains else _TRAINING.discard)(model)
+    (_LEFT_OUT.add if left_out else _LEFT_OUT.discard)(model)
+
+
+def reset(model: Any) -> None:
+    """Forget what was reported so far, unless the reports are left out now: an evaluation is no new epoch."""
+    if model not in _LEFT_OUT:
+        for tally in tallies(model):
+            tally.reset_state()

@@ -227,6 +227,12 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
         """The metrics of the model, and while it is trained the numbers its strategies report."""
         return [*super().metrics, *reports.shown(self)]
 
+    @functools.wraps(keras.Model.reset_metrics)
+    def reset_metrics(self) -> None:
+        """Reset the metrics as Keras does, and the numbers its strategies report, which are among them in training."""
+        super().reset_metrics()
+        reports.reset(self)
+
     @functools.wraps(keras.Model.make_train_function)
     def make_train_function(self, *args: Any, **kwargs: Any) -> Any:
         """Make the function that trains, as Keras does, and before it what it reports into."""
