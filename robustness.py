@@ -28,7 +28,8 @@ from trainstep.declaration import StrategyOptions, validated_options
 from trainstep.errors import NotAModelError, UnsupportedInputError
 from trainstep.gradients import differentiate
 from trainstep.step import Strategy
-from trainstep.strategies._attacks import Norm, attack, attackable
+from trainstep.strategies._attacks import attack, attackable
+from trainstep.strategies._balls import Norm
 from trainstep.strategies._classes import Classes, class_outputs
 
 _TOLERANCE = 0.01

@@ -19,8 +19,9 @@ from trainstep import _seam
 from trainstep.declaration import StrategyOptions
 from trainstep.errors import UnsupportedInputError
 from trainstep.gradients import differentiate
-from trainstep.strategies._attacks import Norm, attackable
 from trainstep.strategies._attacks import attack as run_attack
+from trainstep.strategies._attacks import attackable
+from trainstep.strategies._balls import Norm
 
 _BATCH = 256
 """Examples attacked at once."""

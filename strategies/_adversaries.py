@@ -13,7 +13,8 @@ from trainstep.gradients import differentiate
 from trainstep.replicas import assign
 from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, require
-from trainstep.strategies._attacks import Norm, attack, attackable, in_range
+from trainstep.strategies._attacks import attack, attackable
+from trainstep.strategies._balls import Norm, in_range
 
 _OUT_OF_RANGE = """{}: inputs lie outside of clip_range={}, where none is moved. Give the range of your data, \
 (0, 255) for images as they are stored, or scale them."""

@@ -27,15 +27,8 @@ from trainstep.registry import register
 from trainstep.schedules import is_always, value_at
 from trainstep.step import Batch, Evaluation, Objective, Strategy
 from trainstep.strategies._adversaries import ClipRange, Epsilon, Inputs, checked, next_seed, other_attacks
-from trainstep.strategies._attacks import (
-    Length,
-    ascent_direction,
-    attackable,
-    movable,
-    perturbed,
-    project,
-    random_delta,
-)
+from trainstep.strategies._attacks import attackable, movable
+from trainstep.strategies._balls import Length, ascent_direction, perturbed, project, random_delta
 
 _PER_EXAMPLE = "dp_sgd may use each example once for an update, and takes its gradient to the weights by itself."
 

@@ -27,7 +27,8 @@ from trainstep.registry import register
 from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Objective, Strategy
 from trainstep.strategies._adversaries import ClipRange, Inputs, checked, next_seed
-from trainstep.strategies._attacks import ascent_direction, attackable, movable, normal_delta, perturbed
+from trainstep.strategies._attacks import attackable, movable
+from trainstep.strategies._balls import ascent_direction, normal_delta, perturbed
 from trainstep.strategies._classes import class_outputs, mean_divergence
 
 

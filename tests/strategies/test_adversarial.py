@@ -29,7 +29,8 @@ from runs import assert_same, fitted, prepared, run
 import trainstep
 from trainstep import errors
 from trainstep.step import Batch
-from trainstep.strategies._attacks import ascend, attackable, l2_norm, perturbed, project, random_delta
+from trainstep.strategies._attacks import ascend, attackable
+from trainstep.strategies._balls import l2_norm, perturbed, project, random_delta
 from trainstep.strategies.adversarial import AdversarialOptions
 
 

@@ -11,7 +11,7 @@ import trainstep
 from trainstep import errors
 from trainstep._seam import KERAS_3
 from trainstep.step import Batch
-from trainstep.strategies._attacks import l2_norm
+from trainstep.strategies._balls import l2_norm
 
 CLASSES = Task(classes=True)
 
