@@ -9,7 +9,16 @@ from typing import Any
 import tensorflow as tf
 
 from trainstep.errors import UnsupportedInputError, nearest
-from trainstep.strategies._balls import Length, Norm, ascent_direction, perturbed, project, random_delta
+from trainstep.strategies._balls import (
+    Length,
+    Norm,
+    as_dtype,
+    ascent_direction,
+    normal_delta,
+    perturbed,
+    project,
+    random_delta,
+)
 
 _UNROLLED = 10
 
@@ -45,7 +54,7 @@ def ascend(
     def step(*deltas: tf.Tensor) -> list[tf.Tensor]:
         ends = []
         for delta, gradient in zip(deltas, input_gradients(moved(deltas)), strict=True):
-            change = 0.0 if gradient is None else _as(delta.dtype, step_size) * ascent_direction(gradient, norm)
+            change = 0.0 if gradient is None else as_dtype(delta.dtype, step_size) * ascent_direction(gradient, norm)
             ends.append(project(delta + change, epsilon, norm))
         return ends
 

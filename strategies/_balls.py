@@ -15,7 +15,7 @@ Norm = Literal["linf", "l2"]
 Length = float | tf.Tensor
 
 
-def _as(dtype: tf.DType, length: Length) -> tf.Tensor:
+def as_dtype(dtype: tf.DType, length: Length) -> tf.Tensor:
     """Return `length` in `dtype`: a number without a detour over float32."""
     return tf.cast(length, dtype) if tf.is_tensor(length) else tf.constant(length, dtype)
 
@@ -43,7 +43,7 @@ def ascent_direction(gradient: tf.Tensor, norm: Norm) -> tf.Tensor:
 
 def project(delta: tf.Tensor, epsilon: Length, norm: Norm) -> tf.Tensor:
     """Return the point of the ball of radius `epsilon` nearest to `delta`."""
-    radius = _as(delta.dtype, epsilon)
+    radius = as_dtype(delta.dtype, epsilon)
     if norm == "linf":
         return tf.clip_by_value(delta, -radius, radius)
     return delta * tf.math.divide_no_nan(radius, tf.maximum(l2_norm(delta), radius))
@@ -59,7 +59,7 @@ def perturbed(
     """
     wide, x_wide = tf.cast(delta, tf.float64), tf.cast(x, tf.float64)
     # Short of epsilon by more than the norm can be off, itself computed in float64.
-    wide = project(wide, _as(wide.dtype, epsilon) * (1 if norm == "linf" else 1 - 1e-12), norm)
+    wide = project(wide, as_dtype(wide.dtype, epsilon) * (1 if norm == "linf" else 1 - 1e-12), norm)
     result = tf.cast(x_wide + wide, x.dtype)
     too_far = tf.abs(tf.cast(result, tf.float64) - x_wide) > tf.abs(wide)
     result = tf.where(too_far, tf.math.nextafter(result, x), result)
@@ -105,7 +105,7 @@ def random_delta(x: tf.Tensor, epsilon: Length, norm: Norm, seed: tf.Tensor) -> 
     compiled by XLA draws other numbers than one that is not, of the same distribution.
     """
     rows, shape = _rows(x)
-    limit = _as(x.dtype, epsilon)
+    limit = as_dtype(x.dtype, epsilon)
     if norm == "linf":
         return tf.random.stateless_uniform(shape, seed, -limit, limit, x.dtype)[rows]
     normal = tf.random.stateless_normal(shape, seed, dtype=x.dtype)[rows]

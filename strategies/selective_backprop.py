@@ -23,12 +23,12 @@ from pydantic import Field, model_validator
 
 from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
-from trainstep.errors import ModelConflictError, UnsupportedInputError
+from trainstep.errors import UnsupportedInputError
 from trainstep.registry import register
 from trainstep.replicas import gather_over_replicas
 from trainstep.step import Batch, Strategy
-from trainstep.strategies._classes import weight_of_output
-from trainstep.strategies._mixing import can_be_taken, examples_at, of_rank, seeds_of_step
+from trainstep.strategies._losses import losses_of_examples
+from trainstep.strategies._mixing import can_be_taken, examples_at, seeds_of_step
 
 
 class SelectiveBackpropOptions(StrategyOptions):
@@ -82,38 +82,6 @@ def chosen(losses: tf.Tensor, count: tf.Tensor, options: SelectiveBackpropOption
         noise = -tf.math.log(-tf.math.log(tf.random.stateless_uniform(tf.shape(losses), seed)))
         keys = tf.where(losses == float("inf"), losses, log_odds + noise)
     return tf.sort(tf.argsort(keys, direction="DESCENDING", stable=True)[:count])
-
-
-def losses_of_examples(model: Any, batch: Batch, y_pred: Any) -> tf.Tensor:
-    """Return the loss of each example, as `model` is compiled: float32 (batch,).
-
-    Raises:
-        ModelConflictError: it is compiled with none, or with one that has no value for each example.
-    """
-    outputs, labels, totals = tf.nest.flatten(y_pred), tf.nest.flatten(batch.y), []
-    weights_of_outputs = _seam.weights_of_outputs(model, y_pred)
-    for index, loss in enumerate(_seam.losses_of_outputs(model, y_pred)):
-        if loss is None:
-            continue
-        values = tf.cast(_seam.losses_of_entries(loss, labels[index], outputs[index]), tf.float32)
-        if values.shape.rank == 0:
-            raise ModelConflictError(
-                "selective_backprop needs the loss of each example, and that of the model is one number for all. "
-                "Return the loss of each example, (batch,): Keras takes the mean of it."
-            )
-        mask, weights = _seam.mask_of(outputs[index]), weight_of_output(batch.sample_weight, y_pred, index)
-        counts = tf.ones_like(values) if mask is None else tf.cast(mask, tf.float32)
-        if weights is not None:
-            values *= of_rank(tf.cast(weights, tf.float32), values.shape.rank)
-        axes = list(range(1, values.shape.rank))
-        mean = tf.math.divide_no_nan(tf.reduce_sum(values * counts, axes), tf.reduce_sum(counts, axes))
-        totals.append(weights_of_outputs[index] * mean)
-    if not totals:
-        raise ModelConflictError(
-            "selective_backprop needs the loss of each example, and the model is compiled without one. Give `compile` "
-            "a loss; what a model computes in a `compute_loss` of its own, or adds to the loss, is for all together."
-        )
-    return tf.add_n(totals)
 
 
 def _cost(options: SelectiveBackpropOptions) -> Cost:
@@ -181,7 +149,9 @@ class SelectiveBackprop(Strategy):
 
         def losses() -> tf.Tensor:
             def of_examples() -> tf.Tensor:
-                return losses_of_examples(self, batch, _seam.forward(self, batch.x, training=False))
+                return losses_of_examples(
+                    "selective_backprop", self, batch, _seam.forward(self, batch.x, training=False)
+                )
 
             return _seam.without_trace(self, of_examples, training=False)
 

@@ -146,8 +146,8 @@ def test_no_version_is_asked_for_outside_the_seam(path):
 
 
 CENTRE = [p for p in SOURCES if p.parent == ROOT or p.parent.name in ("models", "benchmarks", "docs")]
-# What each of these measures is beside a peer of its own.
-COMPARED_WITH_PEERS = ("step_cost.py", "memory.py", "foreign_attack.py")
+# What each of these measures is beside a peer, or a limit, of its own.
+COMPARED_WITH_PEERS = ("step_cost.py", "catalogue_cost.py", "memory.py", "foreign_attack.py")
 
 
 @pytest.mark.parametrize("path", [p for p in CENTRE if p.name not in COMPARED_WITH_PEERS], ids=relative)
