@@ -74,10 +74,10 @@ def everything(task: Task = NUMBERS) -> Workload:
     return workload_for(functional, task)
 
 
-def with_a_bad_batch(task: Task = NUMBERS) -> Workload:
+def with_a_bad_batch(task: Task = NUMBERS, build=functional) -> Workload:
     x = task.x.copy()
     x[1] = np.nan
-    return replace(workload_for(functional, task), x=x)
+    return replace(workload_for(build, task), x=x)
 
 
 def subclassed(task: Task = NUMBERS) -> Workload:
@@ -527,7 +527,8 @@ def test_several_steps_per_execution_are_the_same_steps(name, options, assert_cl
 def test_a_bad_batch_costs_its_updates_and_no_more(name, options):
     """One, but for who makes several. Beside `skip_nonfinite`, which is there for that; `action="raise"` stops."""
     spec = {"skip_nonfinite": {}} | {name: options}
-    workloads = everything(task_of(name)), with_a_bad_batch(task_of(name))
+    # Without batch norm: what overflows in float16 depends on it, which is not what is told here.
+    workloads = simple_for(name), with_a_bad_batch(task_of(name), dense)
     good, bad = (prepared(workload, spec) for workload in workloads)
     if options == {"action": "raise"}:
         with pytest.raises(errors.NonFiniteGradientError):
@@ -538,6 +539,12 @@ def test_a_bad_batch_costs_its_updates_and_no_more(name, options):
     updates = declaration(name).updates(declaration(name).options(**options))
     assert int(bad.optimizer.iterations.numpy()) == int(good.optimizer.iterations.numpy()) - updates
     assert all(np.isfinite(variable.numpy()).all() for variable in bad.variables)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bad_batch_leaves_statistics_as_they_are(name):
+    result = run(with_a_bad_batch(task_of(name)), dict.fromkeys(("skip_nonfinite", name), {}))
+    assert all(np.isfinite(values).all() for values in result.variables)
 
 
 # --- 9 and 10: data and models ----------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def test_the_loss_of_an_example_is_by_all_outputs_masks_and_weights():
     model.compile(sgd(), task.loss, loss_weights={"kind": 2.0, "value": 0.5})
     weights = {"kind": np.full(22, 3.0, "float32"), "value": np.linspace(0, 1, 22, dtype="float32")}
     y_pred = model(task.x)
-    losses = losses_of_examples(model, Batch(task.x, task.y, weights), y_pred)
+    losses = losses_of_examples("selective_backprop", model, Batch(task.x, task.y, weights), y_pred)
     cross_entropies = -(task.y["kind"] * np.log(y_pred["kind"])).sum(axis=-1)
     squares = ((y_pred["value"] - task.y["value"]) ** 2).numpy()[:, 0]
     expected = 2 * weights["kind"] * cross_entropies + 0.5 * weights["value"] * squares
@@ -148,7 +148,7 @@ def test_masked_entries_are_no_part_of_the_loss_of_an_example():
     model.compile(sgd(), "mse")
     y_pred = with_mask(tf.constant([[[1.0], [5.0]], [[2.0], [3.0]]]), tf.constant([[True, False], [True, True]]))
     # (1 - 0)^2; and the mean of 4 and 9.
-    losses = losses_of_examples(model, Batch(None, tf.zeros((2, 2, 1))), y_pred)
+    losses = losses_of_examples("selective_backprop", model, Batch(None, tf.zeros((2, 2, 1))), y_pred)
     np.testing.assert_allclose(losses, [1, 6.5])
 
 
