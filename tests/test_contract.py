@@ -543,7 +543,7 @@ def test_a_bad_batch_costs_its_updates_and_no_more(name, options):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_bad_batch_leaves_statistics_as_they_are(name):
-    result = run(with_a_bad_batch(task_of(name)), dict.fromkeys(("skip_nonfinite", name), {}))
+    result = run(with_a_bad_batch(task_of(name)), {"skip_nonfinite": {}, name: {}})
     assert all(np.isfinite(values).all() for values in result.variables)
 
 

@@ -25,7 +25,8 @@ import trainstep
 from trainstep import errors
 from trainstep._seam import with_mask
 from trainstep.step import Batch
-from trainstep.strategies.selective_backprop import SelectiveBackpropOptions, chosen, losses_of_examples
+from trainstep.strategies._losses import losses_of_examples
+from trainstep.strategies.selective_backprop import SelectiveBackpropOptions, chosen
 
 TOP = SelectiveBackpropOptions(choose="top")
 SEED = tf.constant([0, 0])
