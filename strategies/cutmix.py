@@ -80,8 +80,8 @@ class Cutmix(Strategy):
         neutral={"alpha": 0.0},
         needs=("images", "one-hot labels"),
         conflicts={
-            "dp_sgd": "each example is part of two that are trained on, so that it moves the weights twice as far as the "
-            "clipped gradient of one, and more privacy is lost than is counted."
+            "dp_sgd": "each example is part of two that are trained on, so that it moves the weights twice as far as "
+            "the clipped gradient of one, and more privacy is lost than is counted."
         },
         notes={
             "adversarial": "the attack starts from what is pasted, and keeps to its labels",

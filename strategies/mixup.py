@@ -80,8 +80,8 @@ class Mixup(Strategy):
         neutral={"alpha": 0.0},
         needs=("one-hot labels", "float inputs"),
         conflicts={
-            "dp_sgd": "each example is part of two that are trained on, so that it moves the weights twice as far as the "
-            "clipped gradient of one, and more privacy is lost than is counted."
+            "dp_sgd": "each example is part of two that are trained on, so that it moves the weights twice as far as "
+            "the clipped gradient of one, and more privacy is lost than is counted."
         },
         notes={"adversarial": "the attack starts from the mixtures, and keeps to their labels"},
         passes_through=lambda options: ("transform_batch",) if options.alpha == 0 else (),

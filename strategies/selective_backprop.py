@@ -142,8 +142,8 @@ class SelectiveBackprop(Strategy):
         neutral={"keep": 1.0},
         needs=("compiled loss", "dense inputs"),
         conflicts={
-            "dp_sgd": "whether an example is trained on depends on the losses of all others, which have no noise, so that "
-            "each changes the gradients of all, however they are clipped."
+            "dp_sgd": "whether an example is trained on depends on the losses of all others, which have no noise, so "
+            "that each changes the gradients of all, however they are clipped."
         },
         notes={
             "adversarial": "chosen are clean examples of a high loss, and only these are attacked",
