@@ -335,7 +335,7 @@ def test_each_option_has_a_bound_and_a_sentence(name):
 
 
 OPTIONS = [(name, option) for name in NAMES for option in schema(name).get("properties", {})]
-NUMBERS = [
+NUMERIC = [
     (name, option)
     for name, option in OPTIONS
     if constraints(schema(name)["properties"][option]).get("type") in ("number", "integer")
@@ -366,7 +366,7 @@ def out_of_bounds(demands: dict) -> st.SearchStrategy:
     return st.one_of(found)
 
 
-@pytest.mark.parametrize(("name", "option"), NUMBERS)
+@pytest.mark.parametrize(("name", "option"), NUMERIC)
 @settings(max_examples=25, deadline=None, database=None)
 @given(data=st.data())
 def test_every_bound_of_the_schema_is_enforced(name, option, data):
@@ -377,7 +377,7 @@ def test_every_bound_of_the_schema_is_enforced(name, option, data):
     assert f"Given: {value!r}" in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "option"), NUMBERS)
+@pytest.mark.parametrize(("name", "option"), NUMERIC)
 def test_not_a_number_is_refused(name, option):
     with pytest.raises(errors.InvalidOptionsError, match=f"{name}: {option}"):
         trainstep.model_class(keras.Model, {name: spec_of(name)[name] | {option: math.nan}})
