@@ -33,6 +33,7 @@ format: .venv/installed  ## Put imports and formatting in order.
 docs: .venv/installed  ## Write the tables in the README and the schema of experiments anew.
 	.venv/bin/python docs/catalogue.py
 	.venv/bin/python docs/evidence.py
+	.venv/bin/python docs/findings.py
 
 support: .venv/installed .venv-addons/installed  ## Write anew what the tests show of each strategy.
 	.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m shows --ledger docs/support/keras-3.json

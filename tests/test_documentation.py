@@ -154,6 +154,22 @@ def test_the_page_of_what_is_shown_has_every_strategy_and_is_as_the_tests_noted(
     assert (ROOT / "docs" / "support.md").read_text() == writer["page"](noted)
 
 
+def test_the_page_of_combinations_is_as_the_tests_noted():
+    writer = runpy.run_path(str(ROOT / "docs" / "support.py"))
+    text = writer["matrix"](writer["noted"]())
+    assert (ROOT / "docs" / "combinations.md").read_text() == text
+    assert "not tested" not in text
+
+
+def test_the_page_of_findings_and_the_cards_say_what_the_newest_results_do():
+    writer = runpy.run_path(str(ROOT / "docs" / "findings.py"))
+    results = writer["kept"]()
+    assert (ROOT / "docs" / "findings.md").read_text() == writer["page"](results)  # Else: `make docs`.
+    for name in trainstep.names():
+        card = (ROOT / "docs" / "strategies" / f"{name}.md").read_text()
+        assert writer["card_with"](card, name, results) == card
+
+
 def test_the_page_of_what_is_shown_says_why_where_something_is_not():
     page = runpy.run_path(str(ROOT / "docs" / "support.py"))["page"]
     text = page({"Keras 3": {"some": {"XLA": "refused"}}, "Keras 2": {"some": {"XLA": "yes"}}})

@@ -1,0 +1,127 @@
+"""Writes what experiments have shown: the page `findings.md`, and of each strategy its part on its card: `make docs`.
+
+From the newest results of each experiment in benchmarks/experiments.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Iterator
+from statistics import fmean, stdev
+from typing import Any
+
+import trainstep
+from trainstep.benchmarks.columns import budget
+from trainstep.benchmarks.keeping import newest
+from trainstep.benchmarks.records import Budget
+
+FOLDER = pathlib.Path(__file__).parent
+PAGE = FOLDER / "findings.md"
+CARDS = FOLDER / "strategies"
+EXPERIMENTS = FOLDER.parent / "benchmarks" / "experiments"
+RESULTS = FOLDER.parent / "benchmarks" / "results"
+BEGIN = "<!-- What was measured is written by `make docs`. -->\n"
+
+HEAD = """# What experiments have shown
+
+Each experiment of [benchmarks/experiments](../benchmarks/experiments) with its newest results: mean ± standard deviation over
+seeds, and the difference to the control, paired by seed, with its 95 % interval and [verdict](verdicts.md). Where a paper's
+gain does not show here, that is said too: these are small nets and data, and minutes of training. Written by `make docs`.
+"""
+
+Content = dict[str, Any]
+"""Of a file of results, or a part of it."""
+
+
+def kept(folder: pathlib.Path = RESULTS) -> dict[str, tuple[pathlib.Path, Content]]:
+    """Return the newest results of each experiment, by its name."""
+    paths = {path.stem: newest(folder, path.stem) for path in sorted(EXPERIMENTS.glob("*.yaml"))}
+    return {name: (path, json.loads(path.read_text(encoding="utf-8"))) for name, path in paths.items() if path}
+
+
+def page(results: dict[str, tuple[pathlib.Path, Content]]) -> str:
+    """Return the page: a table for each experiment."""
+    parts = [HEAD]
+    for name, (path, content) in results.items():
+        parts.append(f"\n## {name.replace('_', ' ')}\n")
+        parts.append(f"```yaml\n{_without_schema(content['experiment'])}```\n")
+        for workload in content["workloads"]:
+            robust = any(_values(row, "robust_accuracy") for row in workload["strategies"].values())
+            titles = ["strategy", workload["settings"]["metrics"][0], "difference", *(["robust"] * robust)]
+            titles += ["difference of that"] * robust + ["cost of a step"]
+            parts.append(
+                f"| {' | '.join(titles)} |\n" + "|---" * len(titles) + "|\n" + "".join(_rows(workload, robust))
+            )
+        machine = content["workloads"][0]["environment"]
+        parts.append(
+            f"\n{len(content['workloads'][0]['seeds'])} seeds; Keras {machine['keras']}, {machine['processor']}, "
+            f"{machine['time'][:10]}: [{path.name}](../benchmarks/results/{path.name}).\n"
+        )
+    return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def _rows(workload: Content, robust: bool) -> Iterator[str]:
+    metric = workload["settings"]["metrics"][0]
+    for label, row in workload["strategies"].items():
+        cells = [label, spread(_values(row, metric)), difference(row["difference"])]
+        if robust:
+            cells += [spread(_values(row, "robust_accuracy")), difference(row["robust_difference"])]
+        ratio = row["cost"] and row["cost"]["ratio"]
+        yield f"| {' | '.join([*cells, f'{ratio[1]:.2f}' if ratio else ''])} |\n"
+
+
+def of_strategy(name: str, results: dict[str, tuple[pathlib.Path, Content]]) -> str:
+    """Return what the card of `name` says of experiments: a line for each row it is in."""
+    lines = []
+    for experiment, (_, content) in results.items():
+        for workload in content["workloads"]:
+            metric, noise = workload["settings"]["metrics"][0], workload["settings"]["noise"]
+            where = f"{workload['settings']['workload']}{f', {noise:.0%} of labels wrong' if noise else ''}"
+            where += f", {budget(Budget(**workload['settings']['budget']))}, {len(workload['seeds'])} seeds"
+            for label, row in workload["strategies"].items():
+                if name not in row["options"] or label == workload["control"]:
+                    continue
+                robust = _values(row, "robust_accuracy")
+                text = f"{metric} {spread(_values(row, metric))} ({difference(row['difference'])})"
+                if robust:
+                    text += f", robust {spread(robust)} ({difference(row['robust_difference'])})"
+                lines.append(
+                    f"- [{experiment}](../findings.md#{experiment.replace('_', '-')}), {label}; {where}: {text}."
+                )
+    return "\n".join(lines) or "- No experiment here has it yet."
+
+
+def card_with(text: str, name: str, results: dict[str, tuple[pathlib.Path, Content]]) -> str:
+    """Return the card `text` of `name` with what experiments have shown at its end."""
+    return f"{text.split(BEGIN, maxsplit=1)[0].rstrip()}\n\n{BEGIN}**Evidence.**\n\n{of_strategy(name, results)}\n"
+
+
+def spread(values: list[float]) -> str:
+    """Return mean and standard deviation; nothing of no values."""
+    if len(values) < 2:
+        return "".join(f"{value:.4f}" for value in values)
+    return f"{fmean(values):.4f} ± {stdev(values):.4f}"
+
+
+def difference(found: Content | None) -> str:
+    """Return the difference to the control, its interval and the verdict on it."""
+    if found is None:
+        return ""
+    interval = "" if found["low"] is None else f" [{found['low']:+.4f}, {found['high']:+.4f}]"
+    return f"{found['mean']:+.4f}{interval}, {found['verdict']}"
+
+
+def _values(row: Content, metric: str) -> list[float]:
+    return [value for value in row["by_seed"].get(metric) or [] if value is not None]
+
+
+def _without_schema(text: str) -> str:
+    return re.sub(r"^# yaml-language-server:.*\n", "", text)
+
+
+if __name__ == "__main__":
+    found = kept()
+    PAGE.write_text(page(found))
+    for strategy in trainstep.names():
+        card = CARDS / f"{strategy}.md"
+        card.write_text(card_with(card.read_text(), strategy, found))
