@@ -379,19 +379,23 @@ def without_trace(
     statistics = _snapshot(model.non_trainable_variables) if training else []
     metrics = _snapshot(metric_variables(model))  # Now: those of `add_metric` are updated by the forward pass.
     container: Any = getattr(model, "compiled_loss", None)
+    # There is none in a model that is not compiled; within another function without a trace it has one of that.
+    build_of_others = None if container is None else container.build
 
     def build(y_pred: Any) -> None:
         # Keras makes metrics here, at the first call, and updates them at once: keep them in between.
-        type(container).build(container, y_pred)
+        build_of_others(y_pred)
         metrics.extend(_snapshot_of_others(model, metrics))
 
-    if container is not None:  # There is none in a model that is not compiled.
-        vars(container)["build"] = build
+    own: dict[str, Any] = {} if container is None else vars(container)
+    nested = "build" in own
+    own["build"] = build
     try:
         value = function()
     finally:
-        if container is not None:
-            del vars(container)["build"]
+        del own["build"]
+        if nested:
+            own["build"] = build_of_others
     for variable, before in [*statistics, *metrics]:
         variable.assign(before)
     return value

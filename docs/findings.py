@@ -24,9 +24,10 @@ BEGIN = "<!-- What was measured is written by `make docs`. -->\n"
 
 HEAD = """# What experiments have shown
 
-Each experiment of [benchmarks/experiments](../benchmarks/experiments) with its newest results: mean ± standard deviation over
-seeds, and the difference to the control, paired by seed, with its 95 % interval and [verdict](verdicts.md). Where a paper's
-gain does not show here, that is said too: these are small nets and data, and minutes of training. Written by `make docs`.
+Each experiment of [benchmarks/experiments](../benchmarks/experiments) with its newest results: mean ± standard
+deviation over seeds, and the difference to the control, paired by seed, with its 95 % interval and
+[verdict](verdicts.md). Where a paper's gain does not show here, that is said too: these are small nets and data, and
+minutes of training. Written by `make docs`.
 """
 
 Content = dict[str, Any]

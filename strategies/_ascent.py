@@ -58,7 +58,8 @@ class Beginning(NamedTuple):
 
 def beginning(model: Any) -> Beginning:
     """Return what the next evaluation of `model`, which is built, will start from."""
-    slots = [slot for slots in model.strategy_state.values() for slot in slots.values() if not isinstance(slot, (list, tuple))]
+    kept = [slot for slots in model.strategy_state.values() for slot in slots.values()]
+    slots = [slot for slot in kept if not isinstance(slot, (list, tuple))]
     return Beginning(_seam.random_state(model), [(slot, tf.identity(slot)) for slot in slots])
 
 
