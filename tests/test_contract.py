@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from catalogue import (
+    COMPATIBLE,
     DEFAULT_IS_NEUTRAL,
     EVALUATING,
     NAMES,
     NEUTRAL,
     REPRESENTATIVES,
-    TOGETHER,
     VARIANTS,
     coarsest_dtype,
     constraints,
@@ -241,7 +241,7 @@ def test_neutral_options_are_plain_keras_bit_for_bit(kind, name, plain):
     assert_same(run(KINDS[kind], name, dict(declaration(name).neutral)), plain(kind))
 
 
-ALL_NEUTRAL = [name for name in NEUTRAL if name in TOGETHER]
+ALL_NEUTRAL = [name for name in NEUTRAL if name in COMPATIBLE]
 
 
 @pytest.mark.parametrize("names", [DEFAULT_IS_NEUTRAL, ALL_NEUTRAL], ids=["the control", "all at once"])

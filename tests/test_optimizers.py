@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalogue import NAMES, NEUTRAL, TOGETHER, declaration, spec_of, task_of
+from catalogue import COMPATIBLE, NAMES, NEUTRAL, TOGETHER, declaration, spec_of, task_of
 from nets import Workload, X, Y, dense, workload_for
 from runs import assert_same, fitted, is_finite, optimizer_variables, prepared, run
 
@@ -79,7 +79,7 @@ LEGACY = {
 @needs_legacy
 @pytest.mark.parametrize("optimizer", LEGACY)
 @pytest.mark.parametrize(
-    "names", [["standard"], [name for name in NEUTRAL if name in TOGETHER]], ids=["control", "all"]
+    "names", [["standard"], [name for name in NEUTRAL if name in COMPATIBLE]], ids=["control", "all"]
 )
 def test_an_old_optimizer_under_neutral_options_is_plain_keras_bit_for_bit(names, optimizer):
     def old():

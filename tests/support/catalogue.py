@@ -68,13 +68,30 @@ def conflict(one: str, other: str) -> str | None:
     return conflicts(one).get(other) or conflicts(other).get(one)
 
 
-def together() -> list[str]:
-    """Return a large part of the catalogue that goes together: each name that no earlier one excludes."""
+def compatible(names: list[str]) -> list[str]:
+    """Return those of `names` that go together: each that no earlier one excludes."""
     kept: list[str] = []
-    for name in NAMES:
+    for name in names:
         if not any(conflict(name, other) for other in kept):
             kept.append(name)
     return kept
+
+
+def together() -> list[str]:
+    """Return strategies of every stage that go together: of each stage the first one that no earlier one excludes.
+
+    Every pair is trained with by itself. All there are at once would be a step of a hundred passes.
+    """
+    kept: list[str] = []
+    for name in compatible(NAMES):
+        if stage_of(name) not in map(stage_of, kept):
+            kept.append(name)
+    return kept
+
+
+def stage_of(name: str) -> trainstep.Stage:
+    """Return the stage of `name`, with its defaults or the options of its example."""
+    return declaration(name).stage_with(declaration(name).options(**declaration(name).example))
 
 
 def hooks(name: str) -> set[str]:
@@ -111,6 +128,8 @@ REPRESENTATIVES = representatives()
 """Enough for what does not depend on what a strategy computes: files, classes, copies, compiling again."""
 VARIANTS = variants()
 TOGETHER = together()
+COMPATIBLE = compatible(NAMES)
+"""As many as go together: for neutral options, under which a step is as small as that of one."""
 EVALUATING = [
     name
     for name in NAMES
