@@ -85,6 +85,7 @@ class RDrop(Strategy):
             x=tf.nest.map_structure(repeated, batch.x),
             y=tf.nest.map_structure(repeated, batch.y),
             sample_weight=tf.nest.map_structure(repeated, weights),
+            extra=tf.nest.map_structure(repeated, dict(batch.extra)),
         )
         objective = super().compute_objective(twice)
         first, second = (_half(objective.y_pred, which) for which in (0, 1))
