@@ -43,7 +43,7 @@ class VirtualAdversarialOptions(StrategyOptions):
         description="L2 norm of the perturbation of each example and input, or a schedule of it; 0: none.",
     )
     xi: float = Field(
-        default=0.01,
+        default=0.1,
         gt=0,
         allow_inf_nan=False,
         description="L2 norm of the step by which the direction is found, in units of the input.",

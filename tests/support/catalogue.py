@@ -34,8 +34,15 @@ def task_of(*names: str) -> Task:
 
 
 def spec_of(*names: str) -> dict[str, dict[str, Any]]:
-    """Return these strategies with options: their defaults, or those of their examples where some have none."""
-    return {name: dict(declaration(name).example) for name in names}
+    """Return these strategies with options: their defaults, or those of their examples where some have none.
+
+    Two steps of an attack show what ten do, in a fifth of the time.
+    """
+    return {name: {**({"steps": 2} if _takes_ten_steps(name) else {}), **declaration(name).example} for name in names}
+
+
+def _takes_ten_steps(name: str) -> bool:
+    return schema(name).get("properties", {}).get("steps", {}).get("default") == 10
 
 
 def constraints(field: dict[str, Any]) -> dict[str, Any]:
