@@ -64,7 +64,8 @@ def build(task: Task = NUMBERS, *, norm: bool = True) -> keras.Model:
     try:
         x = h = keras.Input(task.shape)
         drop = keras.layers.Dropout(0.25, seed=1)
-        for layer in [*task.first_layers(), *([keras.layers.BatchNormalization()] if norm else []), drop]:
+        mixing = [keras.layers.BatchNormalization()] if norm and not task.separate else []
+        for layer in [*task.first_layers(), *mixing, drop]:
             h = layer(h)
         return keras.Model(x, outputs(task.last_layers(), h))
     finally:
