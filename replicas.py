@@ -57,16 +57,29 @@ def place_among_replicas(count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.reduce_sum(counts[:mine]), tf.reduce_sum(counts)
 
 
-_GATHERED = (tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)  # What collectives take on all devices.
-
-
 def gather_over_replicas(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """Return each tensor with its rows on all replicas, in their order: what one device would have."""
     if tf.distribute.get_strategy().num_replicas_in_sync == 1 or not tensors:
         return list(tensors)
-    able = [t if t.dtype in _GATHERED else tf.cast(t, tf.float32 if t.dtype.is_floating else tf.int32) for t in tensors]
-    gathered = tf.distribute.get_replica_context().all_gather(able, axis=0)
+    # By a sum in which each replica has zeros in place of what others have: `all_gather` of several machines fails
+    # ("destinations can not be empty", up to TensorFlow 2.21 at least).
+    first, count = place_among_replicas(tf.shape(tensors[0])[0])
+
+    def among_zeros(tensor: tf.Tensor) -> tf.Tensor:
+        summed = tensor if tensor.dtype in _SUMMED else tf.cast(tensor, _wider(tensor.dtype))
+        after = count - first - tf.shape(tensor)[0]
+        return tf.pad(summed, tf.stack([[first, after], *[[0, 0]] * (len(tensor.shape) - 1)]))
+
+    gathered = sum_over_replicas([among_zeros(tensor) for tensor in tensors])
     return [tf.cast(rows, tensor.dtype) for rows, tensor in zip(gathered, tensors, strict=True)]
+
+
+_SUMMED = (tf.float32, tf.float64, tf.int32, tf.int64)
+"""What TensorFlow sums over replicas as it is."""
+
+
+def _wider(dtype: tf.DType) -> tf.DType:
+    return tf.float32 if dtype.is_floating else tf.int32
 
 
 def assign(pairs: Sequence[tuple[Any, Any]]) -> None:
@@ -92,6 +105,8 @@ def add_scaled(pairs: Sequence[tuple[Any, Any]], factor: tf.Tensor) -> None:
 
 def _change(changes: Sequence[tuple[Any, ...]], operation: Callable[..., Any]) -> None:
     """Call `operation` with each tuple of a variable and values."""
+    if not changes:  # Of which several machines could not agree where they are.
+        return
     variables = [_seam.tf_variable(variable) for variable, *_ in changes]
     values = [tuple(each) for _, *each in changes]
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:

@@ -15,7 +15,7 @@ PROPERTIES = {
     "resumed mid-window": "killed in the middle of a window, restored from its backup: likewise",
     "mirrored": "two replicas of `MirroredStrategy` are one device",
     "multi-worker": "two processes of `MultiWorkerMirroredStrategy` are one",
-    "XLA": "`jit_compile=True` agrees",
+    "XLA": "`jit_compile=True` agrees, with default options",
     "steps_per_execution": "several steps at once are the same steps",
     "a bad batch": "a batch with NaN costs one update and no more, beside `skip_nonfinite`",
 }

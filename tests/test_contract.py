@@ -496,7 +496,7 @@ def test_eager_equals_graph_in_train_on_batch(name, assert_close):
 
 
 @pytest.mark.shows("XLA")
-@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
+@pytest.mark.parametrize(("name", "options"), spec_of(*NAMES).items(), ids=variant_id)
 def test_xla_agrees(name, options, assert_close):
     """Under XLA the step runs and agrees, or is refused for a reason that the strategy gives.
 

@@ -123,6 +123,7 @@ def main(folder: pathlib.Path, part: str) -> None:
         distribution = recipe["distribution"]
         results["recipe"] = [weight.tolist() for weight in recipe["model"].get_weights()]
         for name in SCENARIOS:
+            print(name, flush=True)
             callbacks: list[keras.callbacks.Callback] = []
             if name == "deferred build":
                 callbacks = [keras.callbacks.ModelCheckpoint(str(folder / "checkpoint.keras"))]
