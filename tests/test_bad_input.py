@@ -65,7 +65,7 @@ def test_float64_inputs_are_trained_on_as_float32(name):
     tf.nest.map_structure(np.testing.assert_array_equal, *weights)
 
 
-@pytest.mark.parametrize("name", EVALUATING)
+@pytest.mark.parametrize("name", [name for name in EVALUATING if not declaration(name).example])
 def test_integer_inputs_are_trained_on_as_their_values_or_refused(name):
     x, y = data_of(name)
     whole = np.round(3 * x)

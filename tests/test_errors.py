@@ -36,9 +36,9 @@ def test_all_errors_are_value_errors_of_one_family():
 )
 def test_an_unknown_strategy_is_named_with_the_nearest_and_all_there_are(function):
     with pytest.raises(errors.UnknownStrategyError) as caught:
-        function("adversarail")
+        function("micro_bathces")
     assert str(caught.value) == (
-        f"Unknown strategy 'adversarail'. Did you mean 'adversarial'? Registered: {', '.join(NAMES)}."
+        f"Unknown strategy 'micro_bathces'. Did you mean 'micro_batches'? Registered: {', '.join(NAMES)}."
     )
 
 
@@ -354,7 +354,7 @@ def test_a_misspelt_hook_is_no_hook():
 def test_a_declaration_that_does_not_hold_is_refused():
     with pytest.raises(errors.StrategyDefinitionError, match=r"in lower case.* not 'bad two\+'"):
         declared("bad two+")
-    with pytest.raises(errors.StrategyDefinitionError, match=r"The stage of 'late' is one of trainstep.Stage: BATCH"):
+    with pytest.raises(errors.StrategyDefinitionError, match="The stage of 'late' is one of trainstep.Stage: SEL"):
         trainstep.Declaration("late", 5, "", "", neutral={})
     with pytest.raises(errors.InvalidOptionsError, match="odd: unknown option 'nope'"):
         declared("odd", neutral={"nope": 1})

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 
+import catalogue
 import keras
 import numpy as np
 import pytest
@@ -44,6 +45,9 @@ def assert_alike(one, other) -> None:
 
 LOADS = """
 import pickle, sys, trainstep, keras, numpy as np
+import tensorflow as tf
+tf.config.threading.set_intra_op_parallelism_threads(1)  # As here: convolutions sum in another order with more.
+import catalogue  # Which provides what strategies need of others: a teacher.
 folder = sys.argv[1]
 for index in range(int(sys.argv[2])):
     model = keras.models.load_model(f"{folder}/{index}.keras")
@@ -71,7 +75,8 @@ def test_every_strategy_loads_in_a_new_process_that_imports_trainstep_and_trains
         (tmp_path / f"{index}.pickle").write_bytes(pickle.dumps(rest))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LOADS, str(tmp_path), str(len(models))],
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, capture_output=True, text=True, timeout=240, check=False,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": os.path.dirname(catalogue.__file__)},
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for index, (model, variant) in enumerate(zip(models, VARIANTS, strict=True)):
