@@ -272,7 +272,7 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
             super().compile(*args, **kwargs)
         finally:
             self.attach_strategies()
-        if why_without_xla(type(self)):
+        if self.jit_compile and why_without_xla(type(self)):
             self.jit_compile = False  # Keras 3 decides for XLA by itself, where there is a GPU.
         check_optimizer(type(self), self.optimizer)  # Of which only a description may have been given.
         check_holds_state(self)
