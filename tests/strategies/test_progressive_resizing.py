@@ -159,7 +159,7 @@ def test_xla_is_refused_and_never_chosen_by_keras():
     with pytest.raises(errors.ModelConflictError, match=r"progressive_resizing: images change their size.*jit_compile"):
         model.compile(sgd(), "mse", jit_compile=True)
     model.compile(sgd(), "mse")
-    assert model.jit_compile is False
+    assert not model.jit_compile
     model = trainstep.apply(dense(PICTURES), "progressive_resizing", scale=1.0)
     model.compile(sgd(), "mse", jit_compile=True)
     assert model.jit_compile is True
