@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
+import tensorflow as tf
 from catalogue import VARIANTS, task_of
 from nets import BATCH, NUMBERS, Task, X, outputs
 from runs import Run, state_of
@@ -123,6 +124,8 @@ def backing_up(folder: str, save_freq: int | str = "epoch", **arguments: Any) ->
 
 
 def main(folder: pathlib.Path) -> None:
+    # As in `conftest.py`: with more threads convolutions sum in another order.
+    tf.config.threading.set_intra_op_parallelism_threads(1)
     for index, case in enumerate(CASES):
         last = index == len(CASES) - 1
         try:
