@@ -267,15 +267,15 @@ def test_costs_are_measured_in_a_process_that_counts_memory(store):
 
 
 def test_a_strategy_that_cannot_train_has_no_cost_but_a_reason_and_the_others_have_theirs(store, monkeypatch):
-    def broken(self, batch):
+    def broken(self, update):
         raise RuntimeError("no such luck\nsecond line")
 
-    monkeypatch.setattr(registry.get("adversarial"), "transform_batch", broken)
-    suite = suites.suite({"standard": "standard", "adversarial": {"adversarial": {"epsilon": 0.1}}}, seeds=(0,))
-    runs, (standard, adversarial) = engine.run(suite, store, Options(workers=1))
-    assert adversarial.failure == runs[1].failure
-    assert "RuntimeError" in adversarial.failure
-    assert "\n" not in adversarial.failure
+    monkeypatch.setattr(registry.get("gradient_clipping"), "update_weights", broken)
+    suite = suites.suite({"standard": "standard", "clipped": "gradient_clipping"}, seeds=(0,))
+    runs, (standard, clipped) = engine.run(suite, store, Options(workers=1))
+    assert clipped.failure == runs[1].failure
+    assert "RuntimeError" in clipped.failure
+    assert "\n" not in clipped.failure
     assert standard.failure is None
     assert standard.peak_bytes is None  # Nobody counts in this process.
 
