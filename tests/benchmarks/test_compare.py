@@ -134,4 +134,4 @@ def test_a_workload_trains_on_one_hot_labels_where_its_loss_takes_them():
     arguments = {"workload": "blobs_mlp", "seeds": 1, "epochs": 1, "workers": 1, "cost": False}
     one_hot = trainstep.compare(strategies=["standard"], loss="categorical_crossentropy", **arguments)
     numbers = trainstep.compare(strategies=["standard"], **arguments)
-    assert one_hot.runs[0].metrics == pytest.approx(numbers.runs[0].metrics, abs=0.02)
+    assert one_hot.runs[0].metric == pytest.approx(numbers.runs[0].metric, abs=0.02)
