@@ -194,7 +194,7 @@ class Declaration:
 
 
 TAGS = ("a number", "a schedule")
-"""How pydantic tells apart what an option may be, see `schedules.scheduled`; no part of the option's name."""
+"""How pydantic tells apart what an option may be, see `schedules.Within`; no part of the option's name."""
 
 Schema = TypeVar("Schema", bound=BaseModel)
 

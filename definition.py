@@ -19,7 +19,12 @@ from trainstep.errors import (
 )
 
 HOOKS = (
-    *("transform_batch", "train_batch", "compute_objective", "compute_gradients", "update_weights", "report_metrics"),
+    "transform_batch",
+    "train_batch",
+    "compute_objective",
+    "compute_gradients",
+    "update_weights",
+    "report_metrics",
 )
 HOST_HOOKS = (
     *("attach_strategies", "detach_strategies", "finish_epoch", "check_progress", "loss_scale", "check_model"),

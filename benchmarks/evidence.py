@@ -9,9 +9,10 @@ strategy its options, values by seed, verdicts and cost. `make docs` makes the t
 import argparse
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import trainstep
@@ -65,6 +66,21 @@ def _strategy(group: Group, row: Row) -> dict[str, Any]:
 
 def _difference(difference: Difference | None) -> dict[str, Any] | None:
     return None if difference is None else asdict(difference)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean and standard deviation; nothing of no values."""
+    if len(values) < 2:
+        return "".join(f"{value:.4f}" for value in values)
+    return f"{fmean(values):.4f} ± {stdev(values):.4f}"
+
+
+def difference(found: Mapping[str, Any] | None) -> str:
+    """Return the difference to the control, its interval and the verdict on it."""
+    if found is None:
+        return ""
+    interval = "" if found["low"] is None else f" [{found['low']:+.4f}, {found['high']:+.4f}]"
+    return f"{found['mean']:+.4f}{interval}, {found['verdict']}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,11 +3,11 @@
 import json
 import pathlib
 from collections.abc import Sequence
-from statistics import fmean, stdev
 from typing import Any
 
 from trainstep.benchmarks import foreign_attack, suite_cost
 from trainstep.benchmarks.columns import budget
+from trainstep.benchmarks.evidence import difference, spread
 from trainstep.benchmarks.keeping import newest
 from trainstep.benchmarks.records import Budget
 
@@ -75,7 +75,7 @@ def attacked(content: Content) -> list[str]:
     lines.append("|---|---:|---:|---:|")
     for label in sorted(settings["strategies"], key=lambda label: label != "standard"):
         mine = [row for row in rows if row["strategy"] == label]
-        cells = " | ".join(_spread([row[name] for row in mine]) for name in foreign_attack.COLUMNS)
+        cells = " | ".join(spread([row[name] for row in mine]) for name in foreign_attack.COLUMNS)
         lines.append(f"| {label} | {cells} |")
     return [
         "\n".join(lines),
@@ -96,20 +96,7 @@ def _cells(workload: Content, strategy: Content | None) -> str:
     values = [value for value in by_seed if value is not None]
     missing = f" ({len(by_seed) - len(values)} failed)" if len(values) < len(by_seed) else ""
     ratio = strategy["cost"] and strategy["cost"]["ratio"]
-    return f"{_spread(values)}{missing} | {_difference(strategy['difference'])} | {f'{ratio[1]:.2f}' if ratio else ''}"
-
-
-def _difference(difference: Content | None) -> str:
-    if difference is None:
-        return ""
-    interval = "" if difference["low"] is None else f" [{difference['low']:+.4f}, {difference['high']:+.4f}]"
-    return f"{difference['mean']:+.4f}{interval}, {difference['verdict']}"
-
-
-def _spread(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return "".join(f"{value:.4f}" for value in values)
-    return f"{fmean(values):.4f} ± {stdev(values):.4f}"
+    return f"{spread(values)}{missing} | {difference(strategy['difference'])} | {f'{ratio[1]:.2f}' if ratio else ''}"
 
 
 def _where(content: Content, seeds: int) -> str:

@@ -7,11 +7,11 @@ import json
 import pathlib
 import re
 from collections.abc import Iterator
-from statistics import fmean, stdev
 from typing import Any
 
 import trainstep
 from trainstep.benchmarks.columns import budget
+from trainstep.benchmarks.evidence import difference, spread
 from trainstep.benchmarks.keeping import newest
 from trainstep.benchmarks.records import Budget
 
@@ -95,21 +95,6 @@ def of_strategy(name: str, results: dict[str, tuple[pathlib.Path, Content]]) -> 
 def card_with(text: str, name: str, results: dict[str, tuple[pathlib.Path, Content]]) -> str:
     """Return the card `text` of `name` with what experiments have shown at its end."""
     return f"{text.split(BEGIN, maxsplit=1)[0].rstrip()}\n\n{BEGIN}**Evidence.**\n\n{of_strategy(name, results)}\n"
-
-
-def spread(values: list[float]) -> str:
-    """Return mean and standard deviation; nothing of no values."""
-    if len(values) < 2:
-        return "".join(f"{value:.4f}" for value in values)
-    return f"{fmean(values):.4f} ± {stdev(values):.4f}"
-
-
-def difference(found: Content | None) -> str:
-    """Return the difference to the control, its interval and the verdict on it."""
-    if found is None:
-        return ""
-    interval = "" if found["low"] is None else f" [{found['low']:+.4f}, {found['high']:+.4f}]"
-    return f"{found['mean']:+.4f}{interval}, {found['verdict']}"
 
 
 def _values(row: Content, metric: str) -> list[float]:

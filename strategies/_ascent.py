@@ -1,13 +1,17 @@
 """Gradients at other weights than the model's own: what SAM and its kind have in common."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import tensorflow as tf
+from pydantic import Field
 
 from trainstep import _seam
+from trainstep.declaration import StrategyOptions
 from trainstep.gradients import Gradients, dense
 from trainstep.replicas import assign
+from trainstep.schedules import Scheduled, Within, is_always
+from trainstep.step import Batch, Evaluation
 
 TWO_ASCENTS = "both take the gradient at other weights, and one inside of the other is neither. Take one of them."
 
@@ -20,6 +24,19 @@ NOISELESS = (
 def all_dense(gradients: Gradients) -> Gradients:
     """Return `gradients`, those of embeddings dense as well."""
     return [dense(gradient) for gradient in gradients]
+
+
+class AscentOptions(StrategyOptions):
+    """How far an ascent goes."""
+
+    rho: Annotated[Scheduled, Within(ge=0)] = Field(
+        default=0.05, description="Length of the ascent, in units of the weights, or a schedule of it; 0: none."
+    )
+
+    @property
+    def ascends(self) -> bool:
+        """Whether any step does."""
+        return not is_always(self.rho, 0)
 
 
 def along(gradients: Gradients, length: float | tf.Tensor) -> Gradients:
@@ -63,14 +80,17 @@ def beginning(model: Any) -> Beginning:
     return Beginning(_seam.random_state(model), [(slot, tf.identity(slot)) for slot in slots])
 
 
-def gradients_after(model: Any, steps: Gradients, evaluate: Callable[[], Gradients], start: Beginning) -> Gradients:
+def gradients_after(
+    model: Any, batch: Batch, steps: Gradients, evaluate: Callable[[Batch], Evaluation], start: Beginning
+) -> Gradients:
     """Return the gradients where `steps` lead, and leave the weights where they were, to the bit.
 
     Args:
         model: whose `trainable_variables` they are.
+        batch: of which the gradients are.
         steps: what is added to each weight, the same on every replica; None for one that stays.
-        evaluate: returns the gradients at the weights that the model has then; leaves no trace in metrics,
-            batch-norm statistics and what is drawn next.
+        evaluate: evaluates the batch at the weights that the model has then, the hook of what is inside of a strategy;
+            it leaves no trace in metrics, batch-norm statistics and what is drawn next.
         start: what `beginning` returned before the evaluation at the weights, for this one to draw the same.
     """
     weights = model.trainable_variables
@@ -79,7 +99,11 @@ def gradients_after(model: Any, steps: Gradients, evaluate: Callable[[], Gradien
     steps_of = zip(weights, before[: len(weights)], steps, strict=True)
     moved = [(w, at + tf.cast(step, at.dtype)) for w, (_, at), step in steps_of if step is not None]
     assign([*moved, *start.draws])
-    gradients = _seam.without_trace(model, evaluate, training=True, random_state=start.random_state)
+
+    def gradients_there() -> Gradients:
+        return evaluate(batch).gradients
+
+    gradients = _seam.without_trace(model, gradients_there, training=True, random_state=start.random_state)
     assign(before)
     return gradients
 

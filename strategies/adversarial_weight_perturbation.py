@@ -97,9 +97,6 @@ class AdversarialWeightPerturbation(Strategy):
         start = beginning(self)
         evaluation = super().compute_gradients(batch)
 
-        def gradients_there() -> Gradients:
-            return evaluate(batch).gradients
-
         gamma = value_at(options.gamma, self.optimizer.iterations)
         steps = perturbation(self.trainable_variables, summed_gradients(self, batch, evaluation), gamma)
         if all(step is None for step in steps):
@@ -108,4 +105,4 @@ class AdversarialWeightPerturbation(Strategy):
                 f"the loss depends on none: {', '.join(map(_seam.path_of, self.trainable_variables))}. Unfreeze one, "
                 "or leave the strategy out."
             )
-        return evaluation._replace(gradients=gradients_after(self, steps, gradients_there, start))
+        return evaluation._replace(gradients=gradients_after(self, batch, steps, evaluate, start))

@@ -13,20 +13,19 @@ Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware Training", I
 https://arxiv.org/abs/2203.08065
 """
 
-from typing import Annotated
-
 import tensorflow as tf
 from pydantic import Field
 
 from trainstep import _seam
-from trainstep.declaration import Cost, Declaration, Stage, StrategyOptions
+from trainstep.declaration import Cost, Declaration, Stage
 from trainstep.gradients import Gradients
 from trainstep.registry import register
-from trainstep.schedules import Scheduled, Within, is_always, value_at
+from trainstep.schedules import value_at
 from trainstep.step import Batch, Evaluation, Strategy, summed_gradients
 from trainstep.strategies._ascent import (
     NOISELESS,
     TWO_ASCENTS,
+    AscentOptions,
     all_dense,
     along,
     beginning,
@@ -35,20 +34,12 @@ from trainstep.strategies._ascent import (
 )
 
 
-class GsamOptions(StrategyOptions):
+class GsamOptions(AscentOptions):
     """How far the ascent goes, and how much the surrogate gap counts."""
 
-    rho: Annotated[Scheduled, Within(ge=0)] = Field(
-        default=0.05, description="Length of the ascent, in units of the weights, or a schedule of it; 0: none."
-    )
     alpha: float = Field(
         default=0.4, ge=0, allow_inf_nan=False, description="Weight of the orthogonal part, as a factor; 0: SAM."
     )
-
-    @property
-    def ascends(self) -> bool:
-        """Whether any step does."""
-        return not is_always(self.rho, 0)
 
 
 def closing_the_gap(gradients: Gradients, ascended: Gradients, along_ascended: tf.Tensor, alpha: float) -> Gradients:
@@ -101,12 +92,9 @@ class Gsam(Strategy):
         start = beginning(self)
         evaluation = super().compute_gradients(batch)
 
-        def gradients_there() -> Gradients:
-            return evaluate(batch).gradients
-
         everywhere = summed_gradients(self, batch, evaluation)
         steps = along(everywhere, value_at(options.rho, self.optimizer.iterations))
-        ascended = evaluation._replace(gradients=gradients_after(self, steps, gradients_there, start))
+        ascended = evaluation._replace(gradients=gradients_after(self, batch, steps, evaluate, start))
         factor = projection(all_dense(everywhere), all_dense(summed_gradients(self, batch, ascended)))
         gradients = closing_the_gap(
             all_dense(evaluation.gradients), all_dense(ascended.gradients), factor, options.alpha

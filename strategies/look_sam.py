@@ -13,21 +13,20 @@ Liu et al., "Towards Efficient and Scalable Sharpness-Aware Minimization", CVPR 
 https://arxiv.org/abs/2203.02714
 """
 
-from typing import Annotated
-
 import tensorflow as tf
 from pydantic import Field
 
 from trainstep import _seam
-from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
+from trainstep.declaration import Cost, Declaration, Slot, Stage
 from trainstep.gradients import Gradients, all_finite, dense
 from trainstep.registry import register
 from trainstep.replicas import assign, choose
-from trainstep.schedules import Scheduled, Within, is_always, value_at
+from trainstep.schedules import value_at
 from trainstep.step import Batch, Evaluation, Strategy, summed_gradients
 from trainstep.strategies._ascent import (
     NOISELESS,
     TWO_ASCENTS,
+    AscentOptions,
     Beginning,
     all_dense,
     along,
@@ -41,12 +40,9 @@ _ROUNDING = 1e-6
 """A g_v that is a smaller part of g_s than this is what rounding leaves of parallel gradients: float32 has 6e-8."""
 
 
-class LookSamOptions(StrategyOptions):
+class LookSamOptions(AscentOptions):
     """How far the ascent goes, how often, and how much of it the steps between keep."""
 
-    rho: Annotated[Scheduled, Within(ge=0)] = Field(
-        default=0.05, description="Length of the ascent, in units of the weights, or a schedule of it; 0: none."
-    )
     interval: int = Field(
         default=5, ge=1, le=1_000_000, description="Steps, of which the first ascends: the paper's k."
     )
@@ -56,11 +52,6 @@ class LookSamOptions(StrategyOptions):
         allow_inf_nan=False,
         description="Length of what is added in the steps between, as a factor of that of the gradient.",
     )
-
-    @property
-    def ascends(self) -> bool:
-        """Whether any step does."""
-        return not is_always(self.rho, 0)
 
 
 def turn(gradients: Gradients, ascended: Gradients) -> Gradients:
@@ -122,11 +113,8 @@ class LookSam(Strategy):
 
         # What differs between replicas is an argument, see `choose`.
         def ascended(batch: Batch, evaluation: Evaluation, everywhere: Gradients, start: Beginning) -> list[tf.Tensor]:
-            def gradients_there() -> Gradients:
-                return evaluate(batch).gradients
-
             steps = along(everywhere, value_at(options.rho, self.optimizer.iterations))
-            found = evaluation._replace(gradients=gradients_after(self, steps, gradients_there, start))
+            found = evaluation._replace(gradients=gradients_after(self, batch, steps, evaluate, start))
             if state:
                 found_everywhere = all_dense(summed_gradients(self, batch, found))
                 new, kept = turn(everywhere, found_everywhere), state["turn"]

@@ -16,19 +16,19 @@ Foret et al., "Sharpness-Aware Minimization", ICLR 2021, equation 2, https://arx
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tensorflow as tf
 from pydantic import Field
 
 from trainstep import _seam
-from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
+from trainstep.declaration import Cost, Declaration, Slot, Stage
 from trainstep.gradients import Gradients, dense
 from trainstep.registry import register
 from trainstep.replicas import assign, choose
-from trainstep.schedules import Scheduled, Within, is_always, value_at
+from trainstep.schedules import value_at
 from trainstep.step import Batch, Evaluation, Strategy, summed_gradients
-from trainstep.strategies._ascent import Beginning, along, beginning, gradients_after, with_gradients
+from trainstep.strategies._ascent import AscentOptions, Beginning, along, beginning, gradients_after, with_gradients
 
 _WINDOW = (
     "an ascent along the gradient of a whole window (per='window') would need its batches twice, and they are gone "
@@ -36,12 +36,9 @@ _WINDOW = (
 )
 
 
-class SamOptions(StrategyOptions):
+class SamOptions(AscentOptions):
     """How far the ascent goes, and how often."""
 
-    rho: Annotated[Scheduled, Within(ge=0)] = Field(
-        default=0.05, description="Length of the ascent, in units of the weights, or a schedule of it; 0: none."
-    )
     adaptive: bool = Field(default=False, description="Measure the length relative to each weight's size: ASAM.")
     eta: float = Field(
         default=0.01, ge=0, allow_inf_nan=False, description="Added to each weight's size, for those near 0; ASAM only."
@@ -51,11 +48,6 @@ class SamOptions(StrategyOptions):
         default="batch",
         description="What an ascent is for, where a batch is cut in parts: each part, or all of them together.",
     )
-
-    @property
-    def ascends(self) -> bool:
-        """Whether any step does."""
-        return not is_always(self.rho, 0)
 
 
 def ascent(weights: Sequence[Any], gradients: Gradients, rho: float | tf.Tensor, options: SamOptions) -> Gradients:
@@ -116,10 +108,7 @@ class Sam(Strategy):
             rho = value_at(options.rho, self.optimizer.iterations)
             steps = ascent(self.trainable_variables, everywhere, rho, options)
 
-            def gradients_there() -> Gradients:
-                return evaluate(batch).gradients
-
-            found = gradients_after(self, steps, gradients_there, start)
+            found = gradients_after(self, batch, steps, evaluate, start)
             return [dense(found[index]) for index in present]
 
         def plain(_batch: Batch, evaluation: Evaluation, _start: Beginning) -> list[tf.Tensor]:
