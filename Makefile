@@ -12,10 +12,10 @@ compare: .venv/installed  ## Compare five strategies on handwritten digits; the 
 	.venv/bin/trainstep compare docs/experiment.yaml --output results
 
 test: .venv/installed  ## Run the tests with the newest TensorFlow and Keras 3.
-	.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-addons: .venv-addons/installed  ## Run the same tests with Keras 2 and tensorflow-addons.
-	.venv-addons/bin/python -m pytest -n $(WORKERS) --dist loadgroup
+	.venv-addons/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-versions:  ## Install and import on every supported Python, and run the tests on the lowest Keras 3.
 	tests/versions.sh
@@ -36,8 +36,8 @@ docs: .venv/installed  ## Write the tables in the README and the schema of exper
 	.venv/bin/python docs/findings.py
 
 support: .venv/installed .venv-addons/installed  ## Write anew what the tests show of each strategy.
-	.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m shows --ledger docs/support/keras-3.json
-	.venv-addons/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m shows --ledger docs/support/keras-2.json
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile -m shows --ledger docs/support/keras-3.json
+	.venv-addons/bin/python -m pytest -n $(WORKERS) --dist loadfile -m shows --ledger docs/support/keras-2.json
 	.venv/bin/python docs/support.py
 
 step-cost: .venv/installed  ## Measure what a step of each strategy costs.

@@ -210,7 +210,12 @@ def let_the_chief_write(callbacks: Sequence[Any], model: Any) -> None:
 
 def sums_its_loss(model: Any) -> bool:
     """Tell whether a loss that `model` was compiled with is a sum over examples, not a mean."""
-    return any(getattr(loss, "reduction", None) == "sum" for loss in tf.nest.flatten(model.loss))
+    return any(is_sum(loss) for loss in tf.nest.flatten(model.loss))
+
+
+def is_sum(loss: Any) -> bool:
+    """Tell whether `loss`, of one output, is a sum over examples."""
+    return getattr(loss, "reduction", None) == "sum"
 
 
 def losses_of_outputs(model: Any, y_pred: Any) -> list[Any]:
@@ -229,7 +234,10 @@ def weights_of_outputs(model: Any, y_pred: Any) -> list[float]:
 
 
 def for_each_output(model: Any, given: Any, y_pred: Any) -> list[Any]:
-    """Return what `compile` was `given` for each of the flattened outputs: one for all, by name, or in their order."""
+    """Return what was `given` for each of the flattened outputs: one for all, by name, or in their order.
+
+    It may be an argument of `compile`, or labels or sample weights of a batch.
+    """
     outputs = tf.nest.flatten(y_pred)
     if isinstance(given, dict):
         names = sorted(y_pred) if isinstance(y_pred, dict) else list(getattr(model, "output_names", None) or given)
@@ -237,6 +245,18 @@ def for_each_output(model: Any, given: Any, y_pred: Any) -> list[Any]:
     if isinstance(given, (list, tuple)):
         return list(given)
     return [given] * len(outputs)
+
+
+def by_place(model: Any, given: Any) -> Any:
+    """Return labels or weights `given` by name in the order of the outputs, where `model` returns a list of these.
+
+    Keras 3 refuses these, and Keras 2 puts them in order where it takes the loss, which is behind the strategies.
+    """
+    names = getattr(model, "output_names", None)
+    if KERAS_3 or not isinstance(given, dict) or not names or not set(given) <= set(names):
+        return given
+    is_list = isinstance(getattr(model, "output", None), (list, tuple))
+    return [given.get(name) for name in names] if is_list else given
 
 
 _CROSS_ENTROPIES = {

@@ -202,7 +202,8 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
         """Train on one batch, as `keras.Model.train_step` does, through the hooks."""
         if self.optimizer is None:
             raise NotCompiledError("There is no optimizer to train with: pass `optimizer=` to `compile`.")
-        batch = Batch(*keras.utils.unpack_x_y_sample_weight(tf.nest.map_structure(_as_tensor, data)))
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(tf.nest.map_structure(_as_tensor, data))
+        batch = Batch(x, _seam.by_place(self, y), _seam.by_place(self, sample_weight))
         if type(self).attach_strategies is not Strategy.attach_strategies:
             _seam.ensure_built(self, batch.x)
             self.attach_strategies()  # To the layers, too, that the model made only now.

@@ -33,10 +33,12 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "trades": [{"steps": 2}],
     "free_adversarial": [{"replays": 2}],
     "progressive_resizing": [{"scale": 0.5}],
-    "recompute": [{"layers": ["*conv*"]}],
     "gradient_clipping": [{"clipnorm": 1.0}, {"clipvalue": 0.1}],
 }
 """Options, besides the defaults, that make a difference to the cost."""
+
+EXAMPLES = {"recompute": {"layers": ["*conv*"]}}
+"""Options without a default that depend on the net, instead of those of the declaration's example."""
 
 TARGETS = {"sam": 2.05, "r_drop": 1.8, "dp_sgd": 5.0}
 """Limits of a step in plain ones, where they are not those that a strategy declares."""
@@ -116,7 +118,7 @@ def rows_of(names: list[str], rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         teacher = f"{folder}/teacher.keras"
         cnn().save(teacher)
-        examples = {name: trainstep.get(name).declaration.example for name in names}
+        examples = {name: EXAMPLES.get(name, trainstep.get(name).declaration.example) for name in names}
         examples = {name: {**example, **({"teacher": teacher} if "teacher" in example else {})}
                     for name, example in examples.items()}  # fmt: skip
         for label, net in NETS.items():

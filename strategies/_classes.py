@@ -3,9 +3,10 @@
 All are functions of tensors in float32: probabilities of 16 bits are too coarse for a logarithm.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
+import keras
 import tensorflow as tf
 
 from trainstep import _seam
@@ -66,13 +67,14 @@ def class_outputs(strategy: str, model: Any, y_pred: Any) -> list[Classes]:
     """Return the outputs of `model` that are trained by one of Keras's cross-entropies.
 
     Raises:
-        ModelConflictError: there is none.
+        ModelConflictError: there is none, or a loss leaves out the entries of a class.
     """
     found = []
     losses = _seam.losses_of_outputs(model, y_pred)
     for index, loss in enumerate(losses):
         described = _seam.cross_entropy(loss)
         if described is not None:
+            _check_all_count(strategy, loss)
             found.append(Classes(index, *described))
     if not found:
         given = ", ".join(str(getattr(loss, "name", None) or getattr(loss, "__name__", loss)) for loss in losses)
@@ -82,6 +84,15 @@ def class_outputs(strategy: str, model: Any, y_pred: Any) -> list[Classes]:
             "'sparse_categorical_crossentropy' or 'binary_crossentropy', or one of their classes."
         )
     return found
+
+
+def _check_all_count(strategy: str, loss: Any) -> None:
+    ignored = loss.get_config().get("ignore_class") if isinstance(loss, keras.losses.Loss) else None
+    if ignored is not None:
+        raise ModelConflictError(
+            f"{strategy} looks at every entry, and the loss {loss.name!r} has ignore_class={ignored}. Give the "
+            "entries to ignore a sample weight of 0 instead."
+        )
 
 
 def divergence(log_p: tf.Tensor, log_q: tf.Tensor) -> tf.Tensor:
@@ -94,11 +105,33 @@ def entropy(log_p: tf.Tensor) -> tf.Tensor:
     return -tf.reduce_sum(tf.exp(log_p) * log_p, axis=-1)
 
 
-def share_of_mean(model: Any, values: tf.Tensor, y_pred: tf.Tensor, sample_weight: Any) -> tf.Tensor:
+def share_of_loss(model: Any, y_pred: Any, sample_weight: Any, values: Mapping[int, tf.Tensor]) -> tf.Tensor:
+    """Return this replica's share of what `values` are to the loss of `model`: a float32 scalar.
+
+    Of each output it is their mean, or sum, as its own loss takes it, times its loss weight.
+
+    Args:
+        model: compiled.
+        y_pred: all its outputs.
+        sample_weight: of the batch, or None.
+        values: (batch, ...), by the place of their output among the flattened ones.
+    """
+    outputs, losses = tf.nest.flatten(y_pred), _seam.losses_of_outputs(model, y_pred)
+    loss_weights = _seam.weights_of_outputs(model, y_pred)
+    weights = _seam.for_each_output(model, sample_weight, y_pred)
+    return tf.add_n(
+        [
+            loss_weights[place] * share_of_mean(losses[place], entries, outputs[place], weights[place])
+            for place, entries in values.items()
+        ]
+    )
+
+
+def share_of_mean(loss: Any, values: tf.Tensor, y_pred: tf.Tensor, sample_weight: Any) -> tf.Tensor:
     """Return this replica's share of the mean of `values`, taken as Keras takes that of a loss: a float32 scalar.
 
     Args:
-        model: its compiled loss says whether it is a mean, or a sum.
+        loss: of this output; it says whether it is a mean, or a sum.
         values: one for each entry: (batch, ...).
         y_pred: the output they are of, whose mask they have, if it has one.
         sample_weight: (batch, ...), or None; of a model with several outputs, that of this one.
@@ -114,19 +147,9 @@ def share_of_mean(model: Any, values: tf.Tensor, y_pred: tf.Tensor, sample_weigh
         mask = tf.cast(mask, tf.float32)
         weights, count = weights * mask, tf.reduce_sum(mask)
     total = tf.reduce_sum(values * weights)
-    if _seam.sums_its_loss(model):
+    if _seam.is_sum(loss):
         return total
     return tf.math.divide_no_nan(total, count * tf.distribute.get_strategy().num_replicas_in_sync)
-
-
-def weight_of_output(sample_weight: Any, outputs: Any, place: int) -> Any:
-    """Return what weighs the examples for the output at `place` of the flattened `outputs`; None where nothing does.
-
-    One weight is for all outputs; those with names are for the outputs of these.
-    """
-    if isinstance(sample_weight, dict):
-        return sample_weight.get(sorted(outputs)[place]) if isinstance(outputs, dict) else None
-    return sample_weight[place] if isinstance(sample_weight, (list, tuple)) else sample_weight
 
 
 def mean_divergence(
@@ -145,15 +168,12 @@ def mean_divergence(
         sample_weight: of the batch, or None.
         fixed: whether p is a constant, through which there is no gradient.
     """
-    outputs, loss_weights = tf.nest.flatten(y_pred), _seam.weights_of_outputs(model, y_pred)
-    found = []
+    found = {}
     for output in class_outputs(strategy, model, y_pred):
         log_p, log_q = output.log_probabilities(y_pred), output.log_probabilities(other)
         values = divergence(output.by_question(tf.stop_gradient(log_p) if fixed else log_p), output.by_question(log_q))
-        weights = weight_of_output(sample_weight, y_pred, output.place)
-        mean = share_of_mean(model, tf.reduce_mean(values, axis=-1), outputs[output.place], weights)
-        found.append(loss_weights[output.place] * mean)
-    return tf.add_n(found)
+        found[output.place] = tf.reduce_mean(values, axis=-1)
+    return share_of_loss(model, y_pred, sample_weight, found)
 
 
 def weighed(model: Any, batch: Any, factor: float | tf.Tensor, indices: Collection[int] | None = None) -> Any:

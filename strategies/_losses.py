@@ -7,7 +7,6 @@ import tensorflow as tf
 from trainstep import _seam
 from trainstep.errors import ModelConflictError
 from trainstep.step import Batch
-from trainstep.strategies._classes import weight_of_output
 from trainstep.strategies._mixing import of_rank
 
 
@@ -25,6 +24,7 @@ def losses_of_examples(strategy: str, model: Any, batch: Batch, y_pred: Any) -> 
     """
     outputs, labels, totals = tf.nest.flatten(y_pred), tf.nest.flatten(batch.y), []
     weights_of_outputs = _seam.weights_of_outputs(model, y_pred)
+    weights_of_examples = _seam.for_each_output(model, batch.sample_weight, y_pred)
     for index, loss in enumerate(_seam.losses_of_outputs(model, y_pred)):
         if loss is None:
             continue
@@ -34,7 +34,7 @@ def losses_of_examples(strategy: str, model: Any, batch: Batch, y_pred: Any) -> 
                 f"{strategy} needs the loss of each example, and that of the model is one number for all. "
                 "Return the loss of each example, (batch,): Keras takes the mean of it."
             )
-        mask, weights = _seam.mask_of(outputs[index]), weight_of_output(batch.sample_weight, y_pred, index)
+        mask, weights = _seam.mask_of(outputs[index]), weights_of_examples[index]
         counts = tf.ones_like(values) if mask is None else tf.cast(mask, tf.float32)
         if weights is not None:
             values *= of_rank(tf.cast(weights, tf.float32), values.shape.rank)

@@ -12,7 +12,6 @@ from trainstep import _seam
 from trainstep.errors import ModelConflictError, UnsupportedInputError
 from trainstep.replicas import assign, gather_over_replicas, place_among_replicas
 from trainstep.step import Batch
-from trainstep.strategies._classes import weight_of_output
 
 
 class Rows(NamedTuple):
@@ -100,10 +99,20 @@ def with_mixed_labels(batch: Batch, others: Batch, share: tf.Tensor) -> Batch:
         batch: the examples.
         others: the partner of each.
         share: of the example itself: float32 (batch,).
+
+    Raises:
+        UnsupportedInputError: weights have names, and labels none.
     """
+    if isinstance(batch.sample_weight, dict) and not isinstance(batch.y, dict):
+        raise UnsupportedInputError(
+            f"Sample weights by name ({', '.join(batch.sample_weight)}) are mixed with labels by name, and the labels "
+            "are none of a dict. Give both as dicts, or both in the order of the outputs."
+        )
     labels = []
     for index, (y, other) in enumerate(zip(tf.nest.flatten(batch.y), tf.nest.flatten(others.y), strict=True)):
-        weights, other_weights = (weight_of_output(each.sample_weight, each.y, index) for each in (batch, others))
+        weights, other_weights = (
+            _seam.for_each_output(None, each.sample_weight, each.y)[index] for each in (batch, others)
+        )
         labels.append(mixed(y, other, _part_of_weight(share, weights, other_weights)))
     flat = zip(tf.nest.flatten(batch.sample_weight), tf.nest.flatten(others.sample_weight), strict=True)
     weights = [None if w is None else mixed(_float(w), _float(other), share) for w, other in flat]

@@ -16,12 +16,11 @@ from typing import Annotated
 import tensorflow as tf
 from pydantic import Field
 
-from trainstep import _seam
 from trainstep.declaration import Declaration, Stage, StrategyOptions
 from trainstep.registry import register
 from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Objective, Strategy
-from trainstep.strategies._classes import class_outputs, entropy, share_of_mean, weight_of_output
+from trainstep.strategies._classes import class_outputs, entropy, share_of_loss
 
 
 class ConfidencePenaltyOptions(StrategyOptions):
@@ -64,13 +63,10 @@ class ConfidencePenalty(Strategy):
         objective = super().compute_objective(batch)
         if is_always(options.beta, 0):
             return objective
-        outputs, rewards = tf.nest.flatten(objective.y_pred), []
-        loss_weights = _seam.weights_of_outputs(self, objective.y_pred)
+        values = {}
         for output in class_outputs("confidence_penalty", self, objective.y_pred):
             log_p = output.by_question(output.log_probabilities(objective.y_pred))
-            values = tf.reduce_mean(capped_entropy(log_p, options.threshold), axis=-1)
-            weights = weight_of_output(batch.sample_weight, objective.y_pred, output.place)
-            share = share_of_mean(self, values, outputs[output.place], weights)
-            rewards.append(loss_weights[output.place] * share)
-        penalty = value_at(options.beta, self.optimizer.iterations) * tf.add_n(rewards)
+            values[output.place] = tf.reduce_mean(capped_entropy(log_p, options.threshold), axis=-1)
+        reward = share_of_loss(self, objective.y_pred, batch.sample_weight, values)
+        penalty = value_at(options.beta, self.optimizer.iterations) * reward
         return objective._replace(loss=objective.loss - tf.cast(penalty, objective.loss.dtype))

@@ -24,7 +24,7 @@ from trainstep.declaration import Cost, Declaration, Stage, StrategyOptions
 from trainstep.registry import register
 from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Objective, Strategy
-from trainstep.strategies._classes import class_outputs, divergence, share_of_mean, weighed, weight_of_output
+from trainstep.strategies._classes import class_outputs, divergence, share_of_loss, weighed
 from trainstep.strategies._teachers import gives_logits, name_of, output_like, provide, teacher_of, withdraw
 
 __all__ = ["Distillation", "DistillationOptions", "provide", "withdraw"]
@@ -95,8 +95,7 @@ class Distillation(Strategy):
         objective = super().compute_objective(batch._replace(sample_weight=weights))
         teacher = teacher_of(options.teacher, self)
         predicted = tf.nest.map_structure(tf.stop_gradient, _seam.forward(teacher, batch.x, training=False))
-        outputs, loss_weights = tf.nest.flatten(objective.y_pred), _seam.weights_of_outputs(self, objective.y_pred)
-        shares = []
+        values_of = {}
         for output in taught:
             place, values = output_like(options.teacher, predicted, objective.y_pred, output, len(taught))
             from_logits = options.from_logits
@@ -106,8 +105,7 @@ class Distillation(Strategy):
             log_p = output.log_probabilities(objective.y_pred)
             log_q, log_p = output.by_question(log_q), output.by_question(log_p)
             between = divergence(softened(log_q, options.temperature), softened(log_p, options.temperature))
-            of_examples = weight_of_output(batch.sample_weight, objective.y_pred, output.place)
-            share = share_of_mean(self, tf.reduce_mean(between, axis=-1), outputs[output.place], of_examples)
-            shares.append(loss_weights[output.place] * share)
-        divergences = alpha * options.temperature**2 * tf.add_n(shares)
+            values_of[output.place] = tf.reduce_mean(between, axis=-1)
+        share = share_of_loss(self, objective.y_pred, batch.sample_weight, values_of)
+        divergences = alpha * options.temperature**2 * share
         return objective._replace(loss=objective.loss + tf.cast(divergences, objective.loss.dtype))

@@ -203,5 +203,5 @@ def _losses(model: Any, batch: Batch, found: ByTask) -> list[tf.Tensor]:
                 "the whole loss depends on. Give each such output its loss in `compile`."
             )
         entries = tf.cast(_seam.losses_of_entries(given[index], labels[index], outputs[index]), tf.float32)
-        losses.append(share_of_mean(model, entries, outputs[index], weights[index]))
+        losses.append(share_of_mean(given[index], entries, outputs[index], weights[index]))
     return losses

@@ -23,7 +23,7 @@ from trainstep.errors import ModelConflictError
 from trainstep.registry import register
 from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Objective, Strategy
-from trainstep.strategies._classes import class_outputs, share_of_mean, weight_of_output
+from trainstep.strategies._classes import class_outputs, share_of_loss
 
 
 class LabelSmoothingOptions(StrategyOptions):
@@ -62,8 +62,7 @@ class LabelSmoothing(Strategy):
         amount = value_at(smoothing, self.optimizer.iterations)
         outputs, labels = tf.nest.flatten(objective.y_pred), tf.nest.flatten(batch.y)
         losses = _seam.losses_of_outputs(self, objective.y_pred)
-        loss_weights = _seam.weights_of_outputs(self, objective.y_pred)
-        changes = []
+        changes = {}
         for output in class_outputs("label_smoothing", self, objective.y_pred):
             index, y_pred, loss = output.place, outputs[output.place], losses[output.place]
             _check(loss)
@@ -74,22 +73,16 @@ class LabelSmoothing(Strategy):
                 y = tf.cast(labels[index], tf.float32)
             smooth = smoothed(y, amount, 2 if output.kind == "binary" else y_pred.shape[-1])
             values = _seam.losses_of_entries(loss, smooth, y_pred) - _seam.losses_of_entries(loss, y, y_pred)
-            weights = weight_of_output(batch.sample_weight, objective.y_pred, index)
-            share = share_of_mean(self, tf.cast(values, tf.float32), y_pred, weights)
-            changes.append(loss_weights[index] * share)
-        return objective._replace(loss=objective.loss + tf.cast(tf.add_n(changes), objective.loss.dtype))
+            changes[index] = tf.cast(values, tf.float32)
+        change = share_of_loss(self, objective.y_pred, batch.sample_weight, changes)
+        return objective._replace(loss=objective.loss + tf.cast(change, objective.loss.dtype))
 
 
 def _check(loss: Any) -> None:
-    """Raise `ModelConflictError` where `loss` smooths labels by itself, or leaves some out."""
+    """Raise `ModelConflictError` where `loss` smooths labels by itself."""
     settings = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
     if settings.get("label_smoothing"):
         raise ModelConflictError(
             f"The loss {loss.name!r} has label_smoothing={settings['label_smoothing']}, and the model the strategy "
             "'label_smoothing': it would be done twice. Leave the setting of the loss at 0."
-        )
-    if settings.get("ignore_class") is not None:
-        raise ModelConflictError(
-            f"label_smoothing smooths every label, and the loss {loss.name!r} has "
-            f"ignore_class={settings['ignore_class']}. Give the entries to ignore a sample weight of 0 instead."
         )

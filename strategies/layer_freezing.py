@@ -39,7 +39,6 @@ class LayerFreezingOptions(StrategyOptions):
     """What is frozen, and when."""
 
     frozen: Mapping[str, Span] = Field(
-        default={},
         description="By name or pattern of weights: the updates (start, stop) in which they stay; stop None: for good.",
     )
 
@@ -60,7 +59,8 @@ class LayerFreezing(Strategy):
         summary="Leave weights as they are during some updates, by name and schedule.",
         reference="Brock et al., 2017, https://arxiv.org/abs/1706.04983",
         options=LayerFreezingOptions,
-        neutral={},
+        example={"frozen": {"*/kernel": (1, 3)}},
+        neutral={"frozen": {}},
         notes={"gradient_accumulation": "counts updates, which are windows"},
         passes_through=lambda options: () if options.frozen else ("update_weights",),
         cost=lambda options: Cost(

@@ -25,7 +25,7 @@ from trainstep.registry import register
 from trainstep.schedules import Scheduled, Within, value_at
 from trainstep.step import Batch, Objective, Strategy
 from trainstep.strategies._adversaries import PgdOptions, other_attacks, pgd
-from trainstep.strategies._classes import class_outputs, divergence, share_of_mean, weight_of_output
+from trainstep.strategies._classes import class_outputs, divergence, share_of_loss
 
 
 class MartOptions(PgdOptions):
@@ -104,8 +104,7 @@ class Mart(Strategy):
         objective = super().compute_objective(batch._replace(x=batch.extra.get("mart", batch.x)))
         with _seam.same_masks(random_state):
             clean = _seam.forward(self, batch.x, training=True)
-        outputs, loss_weights = tf.nest.flatten(clean), _seam.weights_of_outputs(self, clean)
-        added = []
+        added = {}
         for output in class_outputs("mart", self, clean):
             log_p, log_q, labels = (
                 output.by_question(values)
@@ -117,7 +116,6 @@ class Mart(Strategy):
             )
             target = tf.one_hot(tf.argmax(labels, axis=-1), labels.shape[-1])
             values = margin_loss(log_q, target) + beta * weighted_divergence(log_p, log_q, target)
-            weights = weight_of_output(batch.sample_weight, clean, output.place)
-            mean = share_of_mean(self, tf.reduce_mean(values, axis=-1), outputs[output.place], weights)
-            added.append(loss_weights[output.place] * mean)
-        return objective._replace(loss=objective.loss + tf.cast(tf.add_n(added), objective.loss.dtype))
+            added[output.place] = tf.reduce_mean(values, axis=-1)
+        share = share_of_loss(self, clean, batch.sample_weight, added)
+        return objective._replace(loss=objective.loss + tf.cast(share, objective.loss.dtype))

@@ -29,7 +29,6 @@ class RecomputeOptions(StrategyOptions):
     """Which layers are computed twice."""
 
     layers: tuple[str, ...] = Field(
-        default=(),
         strict=False,
         description="Names of layers, or patterns such as 'block_*', at any depth; of nested ones the outermost.",
     )
@@ -67,7 +66,8 @@ class Recompute(Strategy):
         summary="Gradient checkpointing: compute the inside of some layers again, to keep less of it.",
         reference="Chen et al., 2016, https://arxiv.org/abs/1604.06174",
         options=RecomputeOptions,
-        neutral={},
+        example={"layers": ("hidden*",)},
+        neutral={"layers": ()},
         conflicts={
             "gradient_penalty": "it differentiates a gradient, and TensorFlow cannot differentiate one of what was "
             "computed again."

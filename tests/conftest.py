@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework import ops  # noqa: TID251  Nothing public forgets what it registers.
 
 pytest_plugins = ["ledger"]
 
@@ -36,12 +37,23 @@ def pytest_configure(config: pytest.Config) -> None:
     gc.set_threshold(100_000, 20, 20)
 
 
+def _forget_gradients() -> None:
+    """Drop the gradients of functions that earlier tests traced, which TensorFlow keeps, with their graphs, for good.
+
+    Each traced step of an optimizer leaves some: ten megabytes a test.
+    """
+    gradients = ops.gradient_registry._registry
+    for name in [name for name in gradients if name.startswith("CustomGradient-")]:
+        del gradients[name]
+
+
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
     """Give each test the same seeds, fresh layer names, and the default dtype policy."""
     keras.backend.clear_session()
-    # `clear_session` looks for cycles among all objects there are. What has survived it need not be looked at again.
-    gc.freeze()
+    _forget_gradients()
+    gc.collect()  # Of the test before: what is frozen while it is in a cycle stays for ever.
+    gc.freeze()  # What has survived need not be looked at again.
     keras.utils.set_random_seed(0)
     yield
     policy = getattr(keras.mixed_precision, "global_policy", None) or keras.mixed_precision.dtype_policy

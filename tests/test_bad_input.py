@@ -19,8 +19,8 @@ FULL = {
     "gradient_clipping": {"global_clipnorm": 1.0},
     "mixed_precision": {"dtype": "float16", "growth_interval": 10},
 }
-ANYWHERE = [name for name in NAMES if task_of(name) == NUMBERS]
-"""Those that train a net for any task: for others this says nothing, and each has a refusal of its own."""
+ANYWHERE = [name for name in NAMES if task_of(name) == NUMBERS and name != "recompute"]
+"""Those that train any net for any task: for others this says nothing, and each has a refusal of its own."""
 
 
 EVALUATING_ANYWHERE = [name for name in ANYWHERE if name in [*EVALUATING, "standard", "gradient_centralization"]]

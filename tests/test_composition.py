@@ -25,7 +25,7 @@ from catalogue import (
     variant_id,
 )
 from nets import BATCH, Subclassed, Workload, X, Y, dense, functional, kinds, one_weight, sgd, weight_of, workload_for
-from runs import assert_same, fitted, is_finite, prepared, run
+from runs import assert_same, briefly, fitted, is_finite, prepared, run
 
 import trainstep
 from trainstep import composition, errors
@@ -93,7 +93,7 @@ def test_the_whole_catalogue_at_once_trains_finite_in_any_order_of_listing():
 
 @pytest.mark.parametrize("kind", kinds(TASK))
 def test_the_whole_catalogue_trains_every_kind_of_model(kind):
-    assert is_finite(run(kinds(TASK)[kind], TOGETHER))
+    assert is_finite(briefly(kinds(TASK)[kind], TOGETHER))
 
 
 def test_neutral_company_changes_nothing():

@@ -13,10 +13,7 @@ import pytest
 from backups import BATCHES, CASES, WINDOW, backing_up, backup_of, train
 from runs import assert_same
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning"),
-    pytest.mark.xdist_group("resume"),  # Its fixture is a run of half a minute.
-]
+pytestmark = pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalogue import REPRESENTATIVES, VARIANTS, registered, task_of, variant_id
+from catalogue import BY_STATE, REPRESENTATIVES, VARIANTS, registered, task_of, variant_id
 from nets import BATCH, NUMBERS, Task, Workload, X, Y, dense, functional, workload_for
 from runs import fitted, optimizer_variables, prepared
 
@@ -62,8 +62,8 @@ for index in range(int(sys.argv[2])):
 def test_every_strategy_loads_in_a_new_process_that_imports_trainstep_and_trains_on(tmp_path):
     """After five batches, in the middle of a window; the other process makes it ten, as if it had never stopped."""
     # Eagerly, here and there: ten steps are less work than to trace them once.
-    models = [prepared(workload_of(name), name, options, run_eagerly=True) for name, options in VARIANTS]
-    for index, (model, (name, _)) in enumerate(zip(models, VARIANTS, strict=True)):
+    models = [prepared(workload_of(name), name, options, run_eagerly=True) for name, options in BY_STATE]
+    for index, (model, (name, _)) in enumerate(zip(models, BY_STATE, strict=True)):
         task = task_of(name)
         by_batch(model, range(0, 10, 2), task)
         model.save(tmp_path / f"{index}.keras")
@@ -79,7 +79,7 @@ def test_every_strategy_loads_in_a_new_process_that_imports_trainstep_and_trains
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for index, (model, variant) in enumerate(zip(models, VARIANTS, strict=True)):
+    for index, (model, variant) in enumerate(zip(models, BY_STATE, strict=True)):
         found = np.load(tmp_path / f"{index}.npz")
         for key, expected in zip(found.files, model.get_weights(), strict=True):
             np.testing.assert_array_equal(found[key], expected, err_msg=str(variant))
@@ -102,7 +102,7 @@ def test_a_model_checkpoint_holds_all_or_the_weights(name, tmp_path):
     fitted(another, workload, epochs=1)
 
 
-@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
+@pytest.mark.parametrize(("name", "options"), BY_STATE, ids=variant_id)
 def test_a_checkpoint_of_tensorflow_holds_weights_and_state(name, options, tmp_path):
     stopped, restored = (prepared(workload_of(name), name, options, run_eagerly=True) for _ in range(2))
     by_batch(stopped, range(0, 10, 2), task_of(name))

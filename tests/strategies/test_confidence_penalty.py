@@ -8,8 +8,7 @@ from nets import BATCH, Task, TimesWeight, dense, functional, one_weight, sgd, w
 from runs import prepared, run
 
 import trainstep
-from trainstep import errors
-from trainstep.strategies._classes import weight_of_output
+from trainstep import _seam, errors
 
 CLASSES = Task(classes=True)
 
@@ -132,7 +131,8 @@ def test_a_weight_with_a_name_is_for_the_output_of_that_name():
     """Keras weighs an output that none is given for by one."""
     outputs = {"a": np.zeros((2, 3)), "b": np.zeros((2, 3))}
     weights = np.array([1.0, 2.0])
-    assert weight_of_output({"b": weights}, outputs, 0) is None
-    assert weight_of_output({"b": weights}, outputs, 1) is weights
-    assert weight_of_output([None, weights], [outputs["a"], outputs["b"]], 1) is weights
-    assert weight_of_output(weights, outputs, 0) is weights
+    for given in ({"b": weights}, [None, weights]):
+        first, second = _seam.for_each_output(None, given, outputs)
+        assert first is None
+        assert second is weights
+    assert all(each is weights for each in _seam.for_each_output(None, weights, outputs))

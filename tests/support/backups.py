@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
-from catalogue import VARIANTS, task_of
+from catalogue import BY_STATE, task_of
 from nets import BATCH, NUMBERS, Task, X, outputs
 from runs import Run, state_of
 
@@ -48,7 +48,7 @@ class Case(NamedTuple):
 
 CASES = [
     # Backed up after nine batches: one after a window of four, three after the beginning of an epoch.
-    *(Case({name: options}, 3, 5, shuffle=True) for name, options in VARIANTS),
+    *(Case({name: options}, 3, 5, shuffle=True) for name, options in BY_STATE),
     # Backed up after the last batch of an epoch, and before its end, where the last window is applied.
     Case(APPLIED, BATCHES, 3, shuffle=False),
     Case(FULL, BATCHES, 3, shuffle=False),

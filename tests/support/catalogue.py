@@ -65,6 +65,14 @@ def variants() -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
+def by_state() -> list[tuple[str, dict[str, Any]]]:
+    """Return every strategy with its defaults, and once more for each choice that changes what state it keeps."""
+    found = {}
+    for name, options in variants():
+        found.setdefault((name, repr(declaration(name).state(declaration(name).options(**options)))), (name, options))
+    return list(found.values())
+
+
 def conflicts(name: str) -> dict[str, str]:
     """Return what `name`, with its default options or those of its example, cannot be combined with, and why."""
     return dict(declaration(name).conflicts_with(declaration(name).options(**declaration(name).example)))
@@ -134,6 +142,8 @@ def representatives() -> list[str]:
 REPRESENTATIVES = representatives()
 """Enough for what does not depend on what a strategy computes: files, classes, copies, compiling again."""
 VARIANTS = variants()
+BY_STATE = by_state()
+"""Those of `VARIANTS` that differ in what state they keep: enough for what keeps and restores it."""
 TOGETHER = together()
 COMPATIBLE = compatible(NAMES)
 """As many as go together: for neutral options, under which a step is as small as that of one."""

@@ -64,10 +64,13 @@ class Task:
         return "categorical_crossentropy" if self.classes else "mse"
 
     def first_layers(self, **first: Any) -> list[keras.layers.Layer]:
-        """Return new layers from an input to five numbers, the first of them with these arguments."""
+        """Return new layers from an input to five numbers, the first of them with these arguments, called "hidden"."""
         if not self.images:
-            return [keras.layers.Dense(5, "tanh", **first)]
-        return [keras.layers.Conv2D(5, 2, activation="tanh", **first), keras.layers.GlobalAveragePooling2D()]
+            return [keras.layers.Dense(5, "tanh", name="hidden", **first)]
+        return [
+            keras.layers.Conv2D(5, 2, activation="tanh", name="hidden", **first),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
 
     def norm(self, **arguments: Any) -> keras.layers.Layer:
         """Return a new layer that normalizes."""
@@ -97,7 +100,7 @@ NUMBERS = Task()
 def functional(task: Task = NUMBERS) -> keras.Model:
     """Return a net with everything that is easily lost: dropout, batch norm, a regularizer."""
     x = h = keras.Input(task.shape, name="numbers")
-    for layer in task.first_layers(kernel_regularizer=keras.regularizers.L2(0.01), name="hidden"):
+    for layer in task.first_layers(kernel_regularizer=keras.regularizers.L2(0.01)):
         h = layer(h)
     h = task.norm(name="norm")(h)
     h = keras.layers.Dropout(0.25, seed=1, name="drop")(h)
@@ -179,7 +182,7 @@ def masked() -> keras.Model:
     """Return a net that labels each token of padded sequences."""
     x = keras.Input((5,), dtype="int32")
     h = keras.layers.Embedding(7, 4, mask_zero=True)(x)
-    return keras.Model(x, keras.layers.Dense(3)(h))
+    return keras.Model(x, keras.layers.Dense(3, name="hidden")(h))
 
 
 class Teacher(keras.Model):

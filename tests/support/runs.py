@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import keras
@@ -73,6 +74,19 @@ def fitted(model: keras.Model, workload: Workload, **fit: Any) -> Run:
 def run(workload: Workload, spec: Any = None, options: Any = None, fit: Any = None, **compiled: Any) -> Run:
     """Build, apply, compile, fit; `compiled` overrides arguments of `compile`, `fit` those of `fit`."""
     return fitted(prepared(workload, spec, options, **compiled), workload, **(fit or {}))
+
+
+def briefly(workload: Workload, spec: Any) -> Run:
+    """Run on the first ten examples, two epochs of three batches, step by step: a fraction of what tracing takes.
+
+    Where more than one step of the training function is asked for, in a graph.
+    """
+    if workload.y is None:
+        part = replace(workload, x=workload.x.take(3))
+    else:
+        x, y = tf.nest.map_structure(lambda values: values[:10], (workload.x, workload.y))
+        part = replace(workload, x=x, y=y)
+    return run(part, spec, run_eagerly="steps_per_execution" not in workload.compile())
 
 
 @functools.cache

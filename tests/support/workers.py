@@ -68,13 +68,18 @@ SCENARIOS: dict[str, tuple[Callable[[], keras.Model], Any]] = {
 }
 
 
+def judges(name: str) -> bool:
+    """Tell whether what is trained is judged in a way of its own; all others are judged as the nets below."""
+    return name not in NAMES or "evaluation_weights" in vars(trainstep.get(name))
+
+
 def train(name: str, distribution: Any, callbacks: Sequence[keras.callbacks.Callback] = ()) -> dict[str, Any]:
     """Fit, evaluate and predict; return all there is to compare."""
     build, spec = SCENARIOS[name]
     task = task_of(*spec)
     metrics = {} if task.outputs else {"metrics": ["mae"]}
     x, y = tf.nest.map_structure(lambda values: values[:EXAMPLES], (task.x, task.y))
-    validation = tf.nest.map_structure(lambda values: values[:8], (x + 1, y))
+    validation = tf.nest.map_structure(lambda values: values[:8], (x + 1, y)) if judges(name) else None
     keras.utils.set_random_seed(0)
     with distribution.scope():
         model = trainstep.apply(build(), spec)
@@ -93,8 +98,8 @@ def train(name: str, distribution: Any, callbacks: Sequence[keras.callbacks.Call
     logs = {key: list(map(float, values)) for key, values in history.history.items()}
     logs.pop("lr", None)  # Each Keras has a name of its own for it.
     left = {"logs": logs, "weights": [weight.tolist() for weight in model.get_weights()]}
-    if name in NAMES and "evaluation_weights" not in vars(trainstep.get(name)):
-        return left  # It is judged as all others are, of which those below tell enough.
+    if not judges(name):
+        return left
     return {
         **left,
         "evaluate": model.evaluate(x, y, batch_size=BATCH, verbose=0, return_dict=True),
