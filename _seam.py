@@ -400,7 +400,7 @@ def without_trace(
     metrics = _snapshot(metric_variables(model))  # Now: those of `add_metric` are updated by the forward pass.
     container: Any = getattr(model, "compiled_loss", None)
     # There is none in a model that is not compiled; within another function without a trace it has one of that.
-    build_of_others: Any = None if container is None else container.build
+    build_of_others = container and container.build
 
     def build(y_pred: Any) -> None:
         # Keras makes metrics here, at the first call, and updates them at once: keep them in between.

@@ -194,7 +194,8 @@ def run_seed(trainer: Trainer, label: str, seed: int, where: Mapping[str, str]) 
         try:
             model = trainer.ready(seed)
             _fit(model, bench, seed, watch)
-            measured = {**_robustness(trainer), **_calibration(trainer)}
+            with model.evaluation_weights():  # By which its accuracy is measured, too.
+                measured = {**_robustness(trainer), **_calibration(trainer)}
         except Exception as error:  # noqa: BLE001  Whatever a strategy raises is its result; the others go on.
             measured = {"failure": first_line(error)}
     return Run(

@@ -104,6 +104,19 @@ def test_a_budget_in_updates_trains_on_the_same_batches_as_one_in_epochs():
     assert [epoch.loss for epoch in in_epochs.epochs] == [epoch.loss for epoch in in_updates.epochs]
 
 
+def test_all_that_is_measured_in_the_end_is_of_the_weights_a_strategy_is_judged_by():
+    """With a decay of nearly one the average is what the weights were at the beginning."""
+    attack = {"epsilon": 0.1, "steps": 2, "clip_range": None}
+    trained, averaged, never = (
+        one_run(spec, attack=attack, make_optimizer=lambda: keras.optimizers.SGD(rate))  # noqa: B023  Called here.
+        for spec, rate in (("standard", 0.5), ({"ema": {"decay": 0.999999, "warmup": False}}, 0.5), ("standard", 0.0))
+    )
+    for kind in ("robust_accuracy", "calibration_error"):
+        assert getattr(averaged, kind) == pytest.approx(getattr(never, kind), abs=1e-4)
+    assert averaged.epochs[-1].metrics == never.epochs[-1].metrics
+    assert trained.calibration_error != pytest.approx(averaged.calibration_error, abs=1e-2)
+
+
 def test_a_budget_in_seconds_ends_with_the_step_that_uses_it_up(monkeypatch):
     monkeypatch.setattr(runner, "_CHUNK", 2)  # Epochs that are ordered at once.
     reusable = dataclasses.replace(suites.task(), reusable=True)
