@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainstep import _seam
-from trainstep.errors import ModelConflictError, NotCompiledError
+from trainstep.errors import ModelConflictError, NotCompiledError, UnsupportedInputError
 from trainstep.step import Strategy
 
 
@@ -28,6 +28,7 @@ def reestimate_batch_norm(model: keras.Model, data: Any, *, batch_size: int = 32
     Raises:
         NotCompiledError: the model is not built.
         ModelConflictError: it is on several replicas; or it is judged by an average that keeps no such statistics.
+        UnsupportedInputError: there are no examples in `data`.
     """
     if not model.built:
         raise NotCompiledError("The model has no statistics before it is built: call it, or fit it.")
@@ -57,7 +58,7 @@ def _means(model: Any, batches: tf.data.Dataset) -> list[tf.Tensor]:
     """Return the mean of each statistic of `model` over `batches`, weighted by examples, and leave all as it was."""
     statistics = _seam.statistics_of(model)
     before = [(variable, tf.convert_to_tensor(variable)) for variable in [*statistics, *_seam.random_variables(model)]]
-    layers = [layer for layer in _seam.layers_of(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    layers = [layer for layer in _seam.layers_of(model) if _seam.is_batch_norm(layer)]
     momenta = [layer.momentum for layer in layers]
 
     @tf.function
@@ -82,7 +83,7 @@ def _means(model: Any, batches: tf.data.Dataset) -> list[tf.Tensor]:
         for variable, value in before:
             variable.assign(value)
     if not examples:
-        raise ValueError("There are no examples to estimate batch-norm statistics from.")
+        raise UnsupportedInputError("There are no examples to estimate batch-norm statistics from.")
     estimated = {id(variable) for layer in layers for variable in (layer.moving_mean, layer.moving_variance)}
     return [
         tf.cast(total / examples, variable.dtype) if id(variable) in estimated else tf.convert_to_tensor(variable)

@@ -19,6 +19,8 @@ class Stage(enum.IntEnum):
     BATCH = 10
     ATTACK = 20
     OBJECTIVE = 30
+    TEACHER = 32
+    LABELS = 33
     OUTER_ASCENT = 35
     GRADIENT = 40
     ASCENT = 45
@@ -29,8 +31,10 @@ class Stage(enum.IntEnum):
     CENTRALIZATION = 70
     CLIPPING = 80
     NOISE = 90
-    MASKING = 100
-    AVERAGING = 110
+    AVERAGING = 100
+    MASKING = 104
+    SLOW_WEIGHTS = 107
+    STEP_SIZE = 110
     REPORT = 120
 
 
@@ -105,6 +109,7 @@ NEEDS = {
     "classes": "an output trained by one of Keras's cross-entropies",
     "one-hot labels": "labels of a floating dtype, one-hot rather than class numbers",
     "images": "an input of shape (batch, height, width, channels)",
+    "images of any size": "layers that take images of any height and width",
     "outputs": "two outputs or more, each with a loss",
     "separate examples": "layers that look at each example by itself, so no batch norm that is trained",
     "float inputs": "dense inputs of a floating dtype",

@@ -1,5 +1,6 @@
 """Gradients at other weights than the model's own: what SAM and its kind have in common."""
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -19,6 +20,14 @@ NOISELESS = (
     "the weights are moved along the gradient of all examples, without noise, so that each changes the gradients of "
     "all others, however they are clipped."
 )
+
+
+_local = threading.local()  # Replicas are traced in a thread each.
+
+
+def is_elsewhere() -> bool:
+    """Tell whether what is evaluated now is so at other weights than those of the model, see `gradients_after`."""
+    return getattr(_local, "elsewhere", False)
 
 
 def all_dense(gradients: Gradients) -> Gradients:
@@ -101,7 +110,11 @@ def gradients_after(
     assign([*moved, *start.draws])
 
     def gradients_there() -> Gradients:
-        return evaluate(batch).gradients
+        _local.elsewhere = True
+        try:
+            return evaluate(batch).gradients
+        finally:
+            _local.elsewhere = False
 
     gradients = _seam.without_trace(model, gradients_there, training=True, random_state=start.random_state)
     assign(before)

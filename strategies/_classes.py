@@ -13,7 +13,6 @@ from trainstep import _seam
 from trainstep.errors import ModelConflictError
 
 Kind = Literal["categorical", "sparse", "binary"]
-_EPSILON = 1e-7  # Keras's own, `keras.config.epsilon()`: what its cross-entropies clip probabilities at.
 
 
 class Classes(NamedTuple):
@@ -30,15 +29,16 @@ class Classes(NamedTuple):
         A binary output is (batch, ..., 2 * units) there, those against before those for.
         """
         values = tf.cast(tf.nest.flatten(outputs)[self.place], tf.float32)
+        epsilon = keras.backend.epsilon()  # What Keras's cross-entropies clip probabilities at.
         if self.kind == "binary":
             if self.from_logits:
                 return tf.concat([tf.math.log_sigmoid(-values), tf.math.log_sigmoid(values)], axis=-1)
-            values = tf.clip_by_value(values, _EPSILON, 1 - _EPSILON)
+            values = tf.clip_by_value(values, epsilon, 1 - epsilon)
             return tf.concat([tf.math.log(1 - values), tf.math.log(values)], axis=-1)
         if self.from_logits:
             return tf.nn.log_softmax(values, axis=-1)
         values = tf.math.divide_no_nan(values, tf.reduce_sum(values, axis=-1, keepdims=True))
-        return tf.math.log(tf.clip_by_value(values, _EPSILON, 1 - _EPSILON))
+        return tf.math.log(tf.clip_by_value(values, epsilon, 1 - epsilon))
 
     def targets(self, y: Any, outputs: Any) -> tf.Tensor:
         """Return the labels among `y`, those of the whole model, as probabilities: shaped as `log_probabilities`."""
@@ -87,6 +87,12 @@ def class_outputs(strategy: str, model: Any, y_pred: Any) -> list[Classes]:
 
 
 def _check_all_count(strategy: str, loss: Any) -> None:
+    """Raise `ModelConflictError` where `loss` is neither a mean over all entries nor a sum, nor each one alone."""
+    if getattr(loss, "reduction", None) == "mean_with_sample_weight":
+        raise ModelConflictError(
+            f"{strategy} weighs entries, and the loss {loss.name!r} has reduction='mean_with_sample_weight', which "
+            "divides by what they weigh. Take 'sum_over_batch_size' or 'sum'."
+        )
     ignored = loss.get_config().get("ignore_class") if isinstance(loss, keras.losses.Loss) else None
     if ignored is not None:
         raise ModelConflictError(

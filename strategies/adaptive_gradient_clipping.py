@@ -2,9 +2,10 @@
 
     g_j = g_j * min(1, clipping * max(||w_j||, eps) / ||g_j||)        j: an output, with all weights that lead to it
 
-One pass over gradients and weights, nothing kept. A bias, or any vector, is one unit by itself, as in the
-authors' code. What is clipped is the gradient of the whole batch: summed over replicas, accumulated, and free of any
-loss scale. Where a norm is not finite the unit becomes NaN, for the loss scale or the user to notice.
+One pass over gradients and weights, nothing kept. Which weights lead to an output goes by the kind of the layer, see
+`_units.py`; a bias, or any vector, is one unit by itself, as in the authors' code. What is clipped is the gradient of
+the whole batch: summed over replicas, accumulated, and free of any loss scale. Where a norm is not finite the unit
+becomes NaN, for the loss scale or the user to notice.
 
 Brock et al., "High-Performance Large-Scale Image Recognition Without Normalization", ICML 2021, equation 3,
 https://arxiv.org/abs/2102.06171
@@ -20,6 +21,7 @@ from trainstep.declaration import Cost, Declaration, Report, Stage, StrategyOpti
 from trainstep.gradients import dense
 from trainstep.registry import register
 from trainstep.step import Strategy, Update
+from trainstep.strategies._units import Outputs, axes_within, outputs_of
 from trainstep.strategies._weights import matching
 from trainstep.strategies.gradient_clipping import differs
 
@@ -38,17 +40,18 @@ class AdaptiveGradientClippingOptions(StrategyOptions):
     )
 
 
-def unit_norm(tensor: tf.Tensor) -> tf.Tensor:
-    """Return the L2 norm over all axes but the last, kept as 1; of a vector or a scalar over all of it."""
-    axes = list(range(max(tensor.shape.rank - 1, 1))) if tensor.shape.rank else None
+def unit_norm(tensor: tf.Tensor, outputs: Outputs = (-1,)) -> tf.Tensor:
+    """Return the L2 norm over all axes but `outputs`, kept as 1; of a vector, a scalar or a bias over all of it."""
+    rank = tensor.shape.rank
+    axes = axes_within(outputs if rank > 1 else None, rank)
     return tf.sqrt(tf.reduce_sum(tf.square(tensor), axis=axes, keepdims=True))
 
 
-def clip_unitwise(gradient: Any, weight: Any, clipping: float, eps: float) -> tf.Tensor:
+def clip_unitwise(gradient: Any, weight: Any, clipping: float, eps: float, outputs: Outputs = (-1,)) -> tf.Tensor:
     """Return `gradient` with each unit's norm at most `clipping` times that of `weight`; both of one shape."""
     gradient, weight = dense(gradient), tf.convert_to_tensor(weight)
-    largest = clipping * tf.maximum(unit_norm(tf.cast(weight, gradient.dtype)), eps)
-    norm = unit_norm(gradient)
+    largest = clipping * tf.maximum(unit_norm(tf.cast(weight, gradient.dtype), outputs), eps)
+    norm = unit_norm(gradient, outputs)
     factor = largest / tf.maximum(norm, largest)  # Exactly 1 where nothing is to be clipped.
     return gradient * tf.where(tf.math.is_finite(norm), factor, math.nan)
 
@@ -77,11 +80,14 @@ class AdaptiveGradientClipping(Strategy):
         if math.isinf(options.clipping):
             super().update_weights(update)
             return
-        excluded = dict.fromkeys(options.exclude, True)
-        left_alone = matching("adaptive_gradient_clipping", self.trainable_variables, excluded, otherwise=False)
+        weights, excluded = self.trainable_variables, dict.fromkeys(options.exclude, True)
+        left_alone = matching("adaptive_gradient_clipping", weights, excluded, otherwise=False)
+        given = zip(update.gradients, weights, outputs_of(self), left_alone, strict=True)
         clipped = [
-            gradient if gradient is None or alone else clip_unitwise(gradient, weight, options.clipping, options.eps)
-            for gradient, weight, alone in zip(update.gradients, self.trainable_variables, left_alone, strict=True)
+            gradient
+            if gradient is None or alone
+            else clip_unitwise(gradient, weight, options.clipping, options.eps, outputs)
+            for gradient, weight, outputs, alone in given
         ]
         self.record("clipped", lambda: differs(clipped, update.gradients))
         super().update_weights(update._replace(gradients=clipped))

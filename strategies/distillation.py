@@ -65,7 +65,7 @@ class Distillation(Strategy):
 
     declaration = Declaration(
         name="distillation",
-        stage=Stage.OBJECTIVE,
+        stage=Stage.TEACHER,
         summary="Train a small model on what a larger one predicts.",
         reference="Hinton et al., 2015, https://arxiv.org/abs/1503.02531",
         options=DistillationOptions,
@@ -74,7 +74,9 @@ class Distillation(Strategy):
         example={"teacher": "teacher.keras"},
         notes={
             "adversarial": "the teacher, too, sees the examples the attack made",
-            "r_drop": "the teacher is compared with the first of the two passes",
+            "gradient_penalty": "what is penalized is the gradient of the whole loss, the teacher's part included",
+            "label_smoothing": "smoothed are the labels, and so with them in the share that they have",
+            "r_drop": "the teacher is compared with both passes",
             "sam": "the teacher is evaluated twice, as the model is",
         },
         passes_through=lambda options: ("compute_objective",) if is_always(options.alpha, 0) else (),

@@ -27,6 +27,7 @@ from trainstep.registry import register
 from trainstep.schedules import is_always, value_at
 from trainstep.step import Batch, Evaluation, Objective, Strategy
 from trainstep.strategies._adversaries import ClipRange, Epsilon, Inputs, checked, next_seed, other_attacks
+from trainstep.strategies._ascent import is_elsewhere
 from trainstep.strategies._attacks import attackable, movable
 from trainstep.strategies._balls import Length, ascent_direction, perturbed, project, random_delta
 
@@ -88,10 +89,8 @@ class Ear:
     def __init__(self) -> None:
         self._parts: list[tuple[tf.Tensor, dict[int, tf.Tensor]]] = []
 
-    def listen(self, indices: tf.Tensor) -> Callable[[int, tf.Tensor], Any] | None:
-        """Return what takes in the gradients to the examples at `indices`, input by input; None: somebody does."""
-        if any(known is indices for known, _ in self._parts):
-            return None  # The same part once more: at other weights, for an ascent.
+    def listen(self, indices: tf.Tensor) -> Callable[[int, tf.Tensor], Any]:
+        """Return what takes in the gradients to the examples at `indices`, input by input."""
         gradients: dict[int, tf.Tensor] = {}
         self._parts.append((indices, gradients))
         return gradients.setdefault  # The first is of the whole loss; others may be of its parts.
@@ -174,9 +173,9 @@ class FreeAdversarial(Strategy):
 
     def compute_objective(self, batch: Batch) -> Objective:
         indices = batch.extra.get("free_adversarial")
-        hear = None if indices is None or not self.trainable_variables else _hearing.ear.listen(indices)
-        if hear is None:
+        if indices is None or not self.trainable_variables or is_elsewhere():
             return super().compute_objective(batch)
+        hear = _hearing.ear.listen(indices)
         anchor = tf.convert_to_tensor(self.trainable_variables[0])
         able = attackable(batch.x, self, self.strategy_options["free_adversarial"].inputs)
         tensors, with_moved = movable(batch.x, able)

@@ -2,9 +2,10 @@
 
     g_j = g_j - mean(g_j)        g_j: the gradient of all weights that lead to output j
 
-One pass over the gradients, nothing kept. Vectors, such as biases, are left alone, and so is a sparse gradient, that of
-an embedding: its rows are not the inputs of anything. What is centralized is the gradient of the whole batch, summed
-over replicas, accumulated, and free of any loss scale; clipping sees it centralized.
+One pass over the gradients, nothing kept. Which weights lead to an output goes by the kind of the layer, see
+`_units.py`. Vectors and biases are left alone, and so is the table of an embedding: its rows are not the inputs of
+anything. What is centralized is the gradient of the whole batch, summed over replicas, accumulated, and free of any
+loss scale; clipping sees it centralized.
 
 Yong et al., "Gradient Centralization", ECCV 2020, equation 1, https://arxiv.org/abs/2004.01461
 """
@@ -20,6 +21,7 @@ from trainstep.declaration import Cost, Declaration, Stage, StrategyOptions
 from trainstep.gradients import dense
 from trainstep.registry import register
 from trainstep.step import Strategy, Update
+from trainstep.strategies._units import Outputs, axes_within, outputs_of
 
 _LOWEST_RANK = {"all": 2, "convolution": 3}
 
@@ -32,12 +34,12 @@ class GradientCentralizationOptions(StrategyOptions):
     )
 
 
-def centralize(gradient: Any, lowest_rank: int = 2) -> Any:
-    """Return `gradient` less its mean over all axes but the last, the outputs; as it is below `lowest_rank`."""
-    if gradient is None or gradient.shape.rank < lowest_rank:
+def centralize(gradient: Any, lowest_rank: int = 2, outputs: Outputs = (-1,)) -> Any:
+    """Return `gradient` less its mean over all axes but `outputs`; as it is below `lowest_rank` or without any."""
+    if gradient is None or outputs is None or gradient.shape.rank < lowest_rank:
         return gradient
     gradient = dense(gradient)  # That of a kernel is sparse where the inputs are.
-    return gradient - tf.reduce_mean(gradient, axis=list(range(gradient.shape.rank - 1)), keepdims=True)
+    return gradient - tf.reduce_mean(gradient, axis=axes_within(outputs, gradient.shape.rank), keepdims=True)
 
 
 @register
@@ -66,9 +68,9 @@ class GradientCentralization(Strategy):
             if isinstance(layer, keras.layers.Embedding)
             for weight in layer.weights
         }
-        pairs = zip(update.gradients, self.trainable_variables, strict=True)
+        given = zip(update.gradients, self.trainable_variables, outputs_of(self), strict=True)
         gradients = [
-            gradient if _seam.key_of(weight) in tables else centralize(gradient, lowest_rank)
-            for gradient, weight in pairs
+            gradient if _seam.key_of(weight) in tables else centralize(gradient, lowest_rank, outputs)
+            for gradient, weight, outputs in given
         ]
         super().update_weights(update._replace(gradients=gradients))

@@ -45,7 +45,7 @@ class LabelSmoothing(Strategy):
 
     declaration = Declaration(
         name="label_smoothing",
-        stage=Stage.OBJECTIVE,
+        stage=Stage.LABELS,
         summary="Leave some probability to every class in the labels of a classifier.",
         reference="Szegedy et al., CVPR 2016, https://arxiv.org/abs/1512.00567",
         options=LabelSmoothingOptions,

@@ -51,7 +51,7 @@ class LayerwiseLearningRates(Strategy):
 
     declaration = Declaration(
         name="layerwise_learning_rates",
-        stage=Stage.MASKING,
+        stage=Stage.STEP_SIZE,
         summary="A learning rate of its own for each layer, by depth or by name.",
         reference="Howard and Ruder, ACL 2018, https://arxiv.org/abs/1801.06146",
         options=LayerwiseLearningRatesOptions,

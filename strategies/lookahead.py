@@ -31,12 +31,15 @@ class Lookahead(Strategy):
 
     declaration = Declaration(
         name="lookahead",
-        stage=Stage.AVERAGING,
+        stage=Stage.SLOW_WEIGHTS,
         summary="Every k updates, go only a part of the way that the optimizer has gone.",
         reference="Zhang et al., NeurIPS 2019, https://arxiv.org/abs/1907.08610",
         options=LookaheadOptions,
         neutral={"alpha": 1.0},
-        notes={"gradient_accumulation": "k counts updates, which are windows"},
+        notes={
+            "gradient_accumulation": "k counts updates, which are windows",
+            "layer_freezing": "what is frozen stays, though the slow weights may move towards it",
+        },
         passes_through=lambda options: ("update_weights",) if options.alpha == 1 else (),
         cost=lambda options: Cost(time=1.0, memory="one copy of the trainable weights"),
         state=lambda options: (

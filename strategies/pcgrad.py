@@ -73,7 +73,6 @@ class Pcgrad(Strategy):
         reference="Yu et al., NeurIPS 2020, https://arxiv.org/abs/2001.06782",
         options=PcgradOptions,
         why_not_neutral="it changes nothing where no two gradients conflict, and of itself has nothing to switch off",
-        conflicts={"sam": "sam descends a gradient of the whole loss that it takes itself, elsewhere."},
         notes={
             "gradient_accumulation": "projects the gradients of each batch, not those of the window",
             "micro_batches": "projects the gradients of each part of the batch",

@@ -65,7 +65,7 @@ class ProgressiveResizing(Strategy):
         reference="Howard, fast.ai 2018, https://www.fast.ai/posts/2018-04-30-dawnbench-fastai.html",
         options=ProgressiveResizingOptions,
         neutral={"scale": 1.0},
-        needs=("images",),
+        needs=("images", "images of any size"),
         notes={
             "adversarial": "the attack is on images as they are resized, and its radius is in units of their pixels",
             "cutmix": "boxes are pasted at full size, and resized with the images",

@@ -30,6 +30,10 @@ from trainstep.schedules import value_at
 from trainstep.step import Batch, Evaluation, Strategy, summed_gradients
 from trainstep.strategies._ascent import AscentOptions, Beginning, along, beginning, gradients_after, with_gradients
 
+_INSIDE = (
+    "both take a step's gradients apart, and SAM would ascend along a part of them. With per='window' it evaluates "
+    "what PCGrad makes of a batch, at the weights and where it ascends to."
+)
 _WINDOW = (
     "an ascent along the gradient of a whole window (per='window') would need its batches twice, and they are gone "
     "by then. Take the window as one batch, and cut it with 'micro_batches'."
@@ -74,7 +78,11 @@ class Sam(Strategy):
         options=SamOptions,
         neutral={"rho": 0.0},
         conflicts=lambda options: (
-            {"gradient_accumulation": _WINDOW} if options.per == "window" and options.ascends else {}
+            {}
+            if not options.ascends
+            else {"gradient_accumulation": _WINDOW}
+            if options.per == "window"
+            else {"pcgrad": _INSIDE}
         ),
         notes={
             "adversarial": "the examples are made once, at the weights, and seen by both evaluations",

@@ -58,8 +58,8 @@ def test_an_empty_batch_moves_nothing(name):
 def test_float64_inputs_are_trained_on_as_float32(name):
     weights = []
     for dtype in ("float32", "float64"):
-        model = prepared(name)
-        x, y = data_of(name, lambda values: values.astype(dtype))  # noqa: B023  Called here.
+        model = prepared(name, run_eagerly=True)
+        x, y = data_of(name, lambda values: values[:10].astype(dtype))  # noqa: B023  Called here.
         model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
         weights.append(model.get_weights())
     tf.nest.map_structure(np.testing.assert_array_equal, *weights)
@@ -154,12 +154,12 @@ def test_a_model_compiled_without_an_optimizer_evaluates_and_refuses_to_train(na
 
 
 @pytest.mark.parametrize("spec", [*ANYWHERE, FULL], ids=lambda spec: spec if isinstance(spec, str) else "full stack")
-def test_thousands_of_steps_without_a_gradient_leave_weights_and_state_as_numbers(spec):
+def test_hundreds_of_steps_without_a_gradient_leave_weights_and_state_as_numbers(spec):
     """With the labels predicted exactly the gradient is zero: nothing may be divided by its norm, or grow for ever."""
     model = prepared(spec, keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(2), keras.layers.Dense(1)]))
     model.layers[-1].set_weights([np.zeros((2, 1), "float32"), np.zeros(1, "float32")])
     before = model.get_weights()
-    zeros = np.zeros((3000, 2), "float32")
+    zeros = np.zeros((400, 2), "float32")
     model.fit(zeros, zeros[:, :1], batch_size=1, verbose=0)
     if all(declaration(name).stage != trainstep.Stage.NOISE for name in trainstep.applied(model)):
         tf.nest.map_structure(np.testing.assert_array_equal, model.get_weights(), before)
@@ -168,7 +168,7 @@ def test_thousands_of_steps_without_a_gradient_leave_weights_and_state_as_number
         for slot in slots.values():
             for variable in tf.nest.flatten(slot):
                 assert not np.isnan(variable.numpy()).any()
-    if spec is FULL:  # At its cap: it doubles with every ten of the 1500 updates.
+    if spec is FULL:  # At its cap: it doubles with every ten of the 200 updates.
         assert model.strategy_state["mixed_precision"]["scale"].numpy() == 2.0**24
 
 

@@ -8,6 +8,7 @@ from nets import BATCH, X, Y, dense, functional, sgd
 
 import trainstep
 from trainstep import errors
+from trainstep._seam import KERAS_3
 
 
 def normalizing() -> keras.Model:
@@ -29,6 +30,17 @@ def test_of_one_batch_they_are_its_mean_and_variance():
     np.testing.assert_allclose(mean, X.mean(axis=0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(variance, X.var(axis=0), rtol=1e-5)
     assert model.layers[0].momentum == 0.9
+
+
+@pytest.mark.skipif(KERAS_3, reason="Keras 3 has BatchNormalization(synchronized=True) instead, a batch norm like any")
+def test_the_one_that_keras_2_has_for_replicas_is_a_batch_norm():
+    norm = keras.layers.experimental.SyncBatchNormalization(momentum=0.9)
+    assert not isinstance(norm, keras.layers.BatchNormalization)
+    model = keras.Sequential([keras.Input((6,)), norm, keras.layers.Dense(1)])
+    trainstep.reestimate_batch_norm(model, X, batch_size=len(X))
+    np.testing.assert_allclose(norm.moving_mean.numpy(), X.mean(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(norm.moving_variance.numpy(), X.var(axis=0), rtol=1e-5)
+    assert norm.momentum == 0.9
 
 
 @pytest.mark.parametrize("kind", ["arrays", "dataset", "dataset with labels"])
@@ -130,5 +142,5 @@ def test_a_model_that_is_not_built_or_on_several_replicas_is_refused(mirrored):
         model = dense()
     with pytest.raises(errors.ModelConflictError, match="on 2 replicas"):
         trainstep.reestimate_batch_norm(model, X)
-    with pytest.raises(ValueError, match="no examples"):
+    with pytest.raises(errors.UnsupportedInputError, match="no examples"):
         trainstep.reestimate_batch_norm(normalizing(), X[:0])

@@ -6,7 +6,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
-from catalogue import NAMES, declaration, registered
+from catalogue import NAMES, declaration, registered, spec_of, task_of
 from nets import X, Y, dense, one_weight, sgd
 
 import trainstep
@@ -55,6 +55,27 @@ def test_a_model_without_a_float32_layer_has_no_precision_to_mix():
     model = keras.Sequential([keras.layers.Input((6,)), keras.layers.Dense(1, dtype="bfloat16")])
     with pytest.raises(errors.ModelConflictError, match="No layer computes in float32"):
         trainstep.apply(model, "mixed_precision")
+
+
+LOOK_AT_ENTRIES = [name for name in NAMES if "classes" in declaration(name).needs]
+
+
+@pytest.mark.parametrize("name", LOOK_AT_ENTRIES)
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"ignore_class": 0}, r"ignore_class=0. Give the entries.*sample weight of 0"),
+        pytest.param({"reduction": "mean_with_sample_weight"}, "divides by what they weigh",
+                     marks=pytest.mark.skipif(not KERAS_3, reason="Keras 2 has no such reduction")),
+    ],
+    ids=["a class is ignored", "a mean over weights"],
+)  # fmt: skip
+def test_a_loss_that_counts_entries_in_a_way_of_its_own_is_refused(name, arguments, said):
+    task = task_of(name)
+    model = trainstep.apply(dense(task), spec_of(name))
+    model.compile(sgd(), keras.losses.SparseCategoricalCrossentropy(**arguments))
+    with pytest.raises(errors.ModelConflictError, match=f"{name} .*{said}"):
+        model.train_on_batch(task.x, task.y.argmax(axis=-1))
 
 
 def test_a_class_in_place_of_a_name_is_refused():

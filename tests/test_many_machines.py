@@ -1,5 +1,6 @@
 """Two processes, each with half of every batch, do what one does; one that is killed costs no more than time."""
 
+import functools
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ import keras
 import pytest
 import tensorflow as tf
 import workers
+from catalogue import NAMES
 from workers import SCENARIOS
 
 import trainstep
@@ -51,12 +53,18 @@ def both(folder) -> list[dict[str, Any]]:
     return [json.loads((folder / f"first-{index}.json").read_text()) for index in range(2)]
 
 
+@functools.cache
+def trained_alone(name: str) -> dict[str, Any]:
+    return workers.train(name, tf.distribute.get_strategy())
+
+
 @pytest.mark.shows("multi-worker")
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", [*NAMES, *(name for name in SCENARIOS if "+" not in name and name not in NAMES)])
 def test_two_processes_are_one(name, both, assert_close):
     """Weights and logs; of who is judged in a way of its own also those of validation, `evaluate` and `predict`."""
-    alone = workers.train(name, tf.distribute.get_strategy())
-    judged = {"val_loss"} if workers.judges(name) else set()
+    name = workers.SCENARIO_OF.get(name, name)
+    alone = trained_alone(name)
+    judged = {"val_loss"} if workers.is_judged(name) else set()
     assert both[0][name]["logs"].keys() == alone["logs"].keys() >= {"loss", *judged}
     for kind, expected in alone.items():
         for process in both:

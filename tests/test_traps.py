@@ -138,7 +138,7 @@ def regularized() -> keras.Model:
     """Return y = w x with w = 1 and its regularizer."""
     return keras.Sequential([
         keras.Input((1,)),
-        keras.layers.Dense(1, use_bias=False, kernel_initializer="ones", kernel_regularizer=L2),
+        keras.layers.Dense(1, use_bias=False, kernel_initializer="ones", kernel_regularizer=L2, name="hidden"),
         keras.layers.Activation("linear"),
     ])  # fmt: skip
 

@@ -13,13 +13,21 @@ pytestmark = pytest.mark.filterwarnings("ignore:mixed_precision computes in floa
 def test_every_strategy_has_a_net_and_a_limit():
     for name in trainstep.names():
         assert catalogue_cost.net_of(name) in catalogue_cost.NETS
+        if "images of any size" in trainstep.get(name).declaration.needs:
+            assert catalogue_cost.NETS[catalogue_cost.net_of(name)].build is catalogue_cost.small_cnn
         subjects = catalogue_cost.subjects(name, {name: dict(trainstep.get(name).declaration.example)})
         assert subjects[0].label == name
         assert all(subject.target > 0 for subject in subjects)
 
 
 def test_options_and_targets_are_of_strategies_that_exist():
-    assert {*catalogue_cost.OPTIONS, *catalogue_cost.TARGETS} <= {*trainstep.names()}
+    labels = {
+        subject.label
+        for name in trainstep.names()
+        for subject in catalogue_cost.subjects(name, {name: dict(trainstep.get(name).declaration.example)})
+    }
+    assert {*catalogue_cost.OPTIONS, *catalogue_cost.EXAMPLES} <= {*trainstep.names()}
+    assert {*catalogue_cost.TARGETS} <= labels
 
 
 def test_an_interval_of_sam_has_the_limit_of_the_steps_that_ascend():

@@ -10,6 +10,8 @@ from nets import X, Y, dense, numbers, one_weight, sgd, weight_of
 
 import trainstep
 from trainstep import errors
+from trainstep._seam import KERAS_3
+from trainstep.strategies._units import outputs_of
 from trainstep.strategies.adaptive_gradient_clipping import clip_unitwise, unit_norm
 
 
@@ -38,6 +40,84 @@ def test_each_output_is_a_unit_and_a_vector_is_one():
     np.testing.assert_allclose(unit_norm(tf.constant([[3.0, 0.0], [4.0, 1.0]])), [[5, 1]])
     np.testing.assert_allclose(unit_norm(tf.constant([3.0, 4.0])), [5])
     np.testing.assert_allclose(unit_norm(tf.constant(-3.0)), 3)
+    # Where the outputs are the rows, (3, 0) and (4, 1); where there are none, all is one.
+    np.testing.assert_allclose(unit_norm(tf.constant([[3.0, 0.0], [4.0, 1.0]]), (0,)), [[3], [math.sqrt(17)]])
+    np.testing.assert_allclose(unit_norm(tf.constant([[3.0, 0.0], [4.0, 0.0]]), None), [[5]])
+
+
+layers = keras.layers
+ALIKE = np.array([[[3, 3], [4, 4]]], "float32")  # Two places of two channels.
+APART = np.array([[[3, 4]]], "float32")  # One place.
+KINDS = {
+    "depthwise": (lambda: layers.DepthwiseConv1D(2, use_bias=False), ALIKE, lambda rows: rows.T[..., np.newaxis]),
+    "transposed": (lambda: layers.Conv1DTranspose(2, 1, use_bias=False), APART, lambda rows: rows[np.newaxis]),
+    "query": (lambda: layers.EinsumDense("abc,cde->abde", (1, 2, 1)), APART, lambda rows: rows.T[..., np.newaxis]),
+}
+"""Layers of two outputs with two weights each, an input of which each output sees (3, 4), and the kernel by outputs."""
+
+
+def taken(layer: keras.layers.Layer, x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Return what one step of SGD(1) takes from the kernel of `layer`, for the loss 10 a + 0.01 b of its outputs."""
+    net = keras.Sequential([keras.Input(x.shape[1:]), layer])
+    model = trainstep.apply(net, "adaptive_gradient_clipping", clipping=0.5)
+    model.compile(sgd(1.0), lambda y, output: tf.reduce_sum(y * output, axis=list(range(1, len(output.shape)))))
+    model.set_weights([kernel])
+    model.train_on_batch(x, np.reshape([10, 0.01], [1, *model.output_shape[1:]]))
+    return kernel - model.get_weights()[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_unit_is_the_output_whatever_its_axis(kind):
+    # Weights (3, 4) and (0, 1), of norms 5 and 1; bounds 2.5 and 0.5. Gradients 10 (3, 4) and 0.01 (3, 4), of norms 50
+    # and 0.05: the first is clipped to 2.5 (3, 4) / 5, the other stays.
+    build, x, by_outputs = KINDS[kind]
+    kernel = by_outputs(np.array([[3, 4], [0, 1]], "float32"))
+    expected = by_outputs(np.array([[1.5, 2], [0.03, 0.04]]))
+    np.testing.assert_allclose(taken(build(), x, kernel), expected, rtol=1e-4)
+
+
+UNITS = {
+    "depthwise 1D": (lambda: layers.DepthwiseConv1D(2), (3, 2), [(1, 2, 1), (1,)]),
+    "depthwise 2D": (lambda: layers.DepthwiseConv2D(2, depth_multiplier=4), (3, 3, 2), [(1, 1, 2, 4), (1,)]),
+    "separable 1D": (lambda: layers.SeparableConv1D(5, 2), (3, 2), [(1, 2, 1), (1, 1, 5), (1,)]),
+    "separable 2D": (lambda: layers.SeparableConv2D(5, 2), (3, 3, 2), [(1, 1, 2, 1), (1, 1, 1, 5), (1,)]),
+    "convolution": (lambda: layers.Conv1D(5, 2), (3, 2), [(1, 1, 5), (1,)]),
+    "transposed 2D": (lambda: layers.Conv2DTranspose(5, 2), (3, 3, 2), [(1, 1, 5, 1), (1,)]),
+    "transposed 3D": (lambda: layers.Conv3DTranspose(5, 2), (3, 3, 3, 2), [(1, 1, 1, 5, 1), (1,)]),
+    "einsum": (lambda: layers.EinsumDense("...x,xy->...y", 5, bias_axes="y"), (3, 2), [(1, 5), (1,)]),
+    "einsum, a kernel each": (lambda: layers.EinsumDense("bhd,hde->bhe", (2, 5)), (2, 3), [(2, 1, 5)]),
+    "einsum, to a number": (lambda: layers.EinsumDense("bhd,hd->b", ()), (2, 3), [(1, 1)]),
+    # A bias of any rank is one unit, and so are scales: one weight for each output.
+    "recurrent": (lambda: layers.GRU(2), (3, 2), [(1, 6), (1, 6), (1, 1)]),
+    "einsum that scales": (lambda: layers.EinsumDense("bhd,hd->bhd", (2, 3)), (2, 3), [(1, 1)]),
+    "depthwise that scales": (lambda: layers.DepthwiseConv2D(1), (3, 3, 2), [(1, 1, 1, 1), (1,)]),
+}
+"""Layers, the shape of their input, and the shapes of the norms of the units of their weights."""
+
+
+def shapes_of_norms(model: keras.Model) -> list[tuple[int, ...]]:
+    pairs = zip(model.trainable_variables, outputs_of(model), strict=True)
+    return [tuple(unit_norm(tf.convert_to_tensor(weight), outputs).shape) for weight, outputs in pairs]
+
+
+@pytest.mark.parametrize("kind", UNITS)
+def test_each_kind_of_layer_has_its_units(kind):
+    build, shape, expected = UNITS[kind]
+    assert shapes_of_norms(keras.Sequential([keras.Input(shape), build()])) == expected
+
+
+def test_the_units_of_attention_are_those_of_each_head():
+    x = keras.Input((5, 4))
+    model = keras.Model(x, layers.MultiHeadAttention(num_heads=2, key_dim=3)(x, x))
+    # Query, key and value lead from 4 entries to 2 heads of 3, the output from these to 4. Their biases are one each.
+    assert shapes_of_norms(model) == [*[(1, 2, 3), (1, 1)] * 3, (1, 1, 4), (1,)]
+
+
+@pytest.mark.skipif(not KERAS_3, reason="Keras 2 has no LoRA")
+def test_of_the_kernels_of_lora_the_first_has_the_units_of_what_it_stands_for():
+    layer = layers.EinsumDense("abc,cde->abde", (1, 2, 5), lora_rank=3)
+    # (4, 2, 3) leads from 4 entries to 2 heads of 3, and (3, 5) from 3 to 5.
+    assert shapes_of_norms(keras.Sequential([keras.Input((1, 4)), layer])) == [(1, 2, 3), (1, 5)]
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (3, 3, 2, 4)], ids=["dense", "1D", "2D"])
@@ -77,7 +157,6 @@ def test_what_is_excluded_by_name_is_left_alone():
 
 
 def named() -> keras.Model:
-    layers = keras.layers
     return keras.Sequential([keras.Input((6,)), layers.Dense(5, "tanh", name="hid"), layers.Dense(1, name="out")])
 
 

@@ -153,12 +153,6 @@ def test_a_loss_that_smooths_already_is_refused():
         run(workload, "label_smoothing")
 
 
-def test_a_loss_that_ignores_a_class_is_refused():
-    workload = workload_for(dense, CLASSES, loss=losses.SparseCategoricalCrossentropy(ignore_class=0))
-    with pytest.raises(errors.ModelConflictError, match=r"ignore_class=0. Give the entries.*sample weight of 0"):
-        run(replace(workload, y=ONE_HOT.argmax(axis=-1)), "label_smoothing")
-
-
 def test_a_model_that_predicts_no_classes_is_refused_unless_nothing_is_asked_of_it():
     with pytest.raises(errors.ModelConflictError, match=r"label_smoothing needs an output of classes"):
         run(workload_for(dense), "label_smoothing")

@@ -16,7 +16,7 @@ import backups
 import keras
 import numpy as np
 import tensorflow as tf
-from catalogue import NAMES, spec_of, task_of
+from catalogue import EVALUATING, NAMES, conflict, spec_of, stage_of, task_of
 from nets import X, Y, dense, sgd
 
 import trainstep
@@ -58,8 +58,28 @@ class Subclassed(keras.Model):
         return super().test_step((x + 1, *rest))
 
 
+def companies() -> list[list[str]]:
+    """Return strategies that see gradients and weights alone, which all processes share, in as few nets as they can."""
+    groups: list[list[str]] = []
+    for name in NAMES:
+        fewer_updates = stage_of(name) == trainstep.Stage.ACCUMULATION  # For all others, too.
+        if not (name in EVALUATING or judges(name) or fewer_updates):
+            group = next((group for group in groups if not any(conflict(name, other) for other in group)), None)
+            groups.append([name]) if group is None else group.append(name)
+    return groups
+
+
+def judges(name: str) -> bool:
+    """Tell whether what is trained is judged in a way of its own; all others are judged as the nets below."""
+    return name not in NAMES or "evaluation_weights" in vars(trainstep.get(name))
+
+
+COMPANIES = companies()
+SCENARIO_OF = {name: "+".join(group) for group in COMPANIES for name in group}
+"""The scenario in which a strategy is trained, where it has none of its own name."""
 SCENARIOS: dict[str, tuple[Callable[[], keras.Model], Any]] = {
-    **{name: (functools.partial(dense, task_of(name)), spec_of(name)) for name in NAMES},
+    **{"+".join(group): (dense, spec_of(*group)) for group in COMPANIES},
+    **{name: (functools.partial(dense, task_of(name)), spec_of(name)) for name in NAMES if name not in SCENARIO_OF},
     # A long ascent: after a short one the two gradients are so nearly parallel that rounding decides where they differ.
     "look_sam": (dense, {"look_sam": {"rho": 0.5}}),
     "full stack": (dense, FULL),
@@ -68,9 +88,9 @@ SCENARIOS: dict[str, tuple[Callable[[], keras.Model], Any]] = {
 }
 
 
-def judges(name: str) -> bool:
-    """Tell whether what is trained is judged in a way of its own; all others are judged as the nets below."""
-    return name not in NAMES or "evaluation_weights" in vars(trainstep.get(name))
+def is_judged(name: str) -> bool:
+    """Tell whether a scenario is evaluated, too."""
+    return "+" not in name and judges(name)
 
 
 def train(name: str, distribution: Any, callbacks: Sequence[keras.callbacks.Callback] = ()) -> dict[str, Any]:
@@ -79,7 +99,7 @@ def train(name: str, distribution: Any, callbacks: Sequence[keras.callbacks.Call
     task = task_of(*spec)
     metrics = {} if task.outputs else {"metrics": ["mae"]}
     x, y = tf.nest.map_structure(lambda values: values[:EXAMPLES], (task.x, task.y))
-    validation = tf.nest.map_structure(lambda values: values[:8], (x + 1, y)) if judges(name) else None
+    validation = tf.nest.map_structure(lambda values: values[:8], (x + 1, y)) if is_judged(name) else None
     keras.utils.set_random_seed(0)
     with distribution.scope():
         model = trainstep.apply(build(), spec)
@@ -98,7 +118,7 @@ def train(name: str, distribution: Any, callbacks: Sequence[keras.callbacks.Call
     logs = {key: list(map(float, values)) for key, values in history.history.items()}
     logs.pop("lr", None)  # Each Keras has a name of its own for it.
     left = {"logs": logs, "weights": [weight.tolist() for weight in model.get_weights()]}
-    if not judges(name):
+    if not is_judged(name):
         return left
     return {
         **left,
