@@ -18,11 +18,13 @@ from trainstep.declaration import TAGS, StrategyOptions
 class Schedule(StrategyOptions):
     """From one value to another, over a number of updates."""
 
-    start: FiniteFloat = Field(description="Value up to the update `first`.")
-    end: FiniteFloat = Field(description="Value from `updates` later on.")
-    updates: int = Field(ge=1, lt=2**31, description="Updates from the one value to the other.")
-    first: int = Field(default=0, ge=0, lt=2**31, description="Update at which it begins.")
-    curve: Literal["linear", "cosine"] = Field(default="linear", description="How it gets there.")
+    start: FiniteFloat = Field(description="Value at first, until more than `first` updates are done.")
+    end: FiniteFloat = Field(description="Value in the end, once `first` + `updates` updates are done.")
+    updates: int = Field(ge=1, lt=2**31, description="Updates that it takes to get from `start` to `end`.")
+    first: int = Field(default=0, ge=0, lt=2**31, description="Updates done before it leaves `start`.")
+    curve: Literal["linear", "cosine"] = Field(
+        default="linear", description="How it gets there: evenly, or slowly at both ends."
+    )
 
 
 Scheduled = float | Schedule

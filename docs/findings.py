@@ -50,15 +50,32 @@ def page(results: dict[str, tuple[pathlib.Path, Content]]) -> str:
             robust = any(_values(row, "robust_accuracy") for row in workload["strategies"].values())
             titles = ["strategy", workload["settings"]["metrics"][0], "difference", *(["robust"] * robust)]
             titles += ["difference of that"] * robust + ["cost of a step"]
+            parts.append(f"{_setting(workload, robust)}\n")
             parts.append(
                 f"| {' | '.join(titles)} |\n" + "|---" * len(titles) + "|\n" + "".join(_rows(workload, robust))
             )
-        machine = content["workloads"][0]["environment"]
-        parts.append(
-            f"\n{len(content['workloads'][0]['seeds'])} seeds; Keras {machine['keras']}, {machine['processor']}, "
-            f"{machine['time'][:10]}: [{path.name}](../benchmarks/results/{path.name}).\n"
-        )
+        parts.append(f"By seed, with all options and versions: [{path.name}](../benchmarks/results/{path.name}).\n")
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def _where(workload: Content) -> str:
+    """Return on what, and for how long, a table or a line of it was trained."""
+    settings = workload["settings"]
+    noise = f", {settings['noise']:.0%} of labels wrong" if settings["noise"] else ""
+    return f"{settings['workload']}{noise}, {budget(Budget(**settings['budget']))}, {len(workload['seeds'])} seeds"
+
+
+def _setting(workload: Content, robust: bool) -> str:
+    """Return the line above a table: what its numbers are of, and the machine they come from."""
+    settings, machine = workload["settings"], workload["environment"]
+    batches = f"batches of {settings['batch_size']}" if settings["batch_size"] else "batches of the dataset's own"
+    examples = f" of {settings['examples']} examples" if settings["examples"] else ""
+    attack = settings["attack"]
+    attacked = f"; attack of {attack['steps']} steps, epsilon {attack['epsilon']}" if robust else ""
+    return (
+        f"{_where(workload)}; {batches}{examples}; {settings['optimizer'].get('class', '')}{attacked}; "
+        f"Keras {machine['keras']}, {machine['processor']}, {machine['time'][:10]}."
+    )
 
 
 def _rows(workload: Content, robust: bool) -> Iterator[str]:
@@ -76,9 +93,7 @@ def of_strategy(name: str, results: dict[str, tuple[pathlib.Path, Content]]) -> 
     lines = []
     for experiment, (_, content) in results.items():
         for workload in content["workloads"]:
-            metric, noise = workload["settings"]["metrics"][0], workload["settings"]["noise"]
-            where = f"{workload['settings']['workload']}{f', {noise:.0%} of labels wrong' if noise else ''}"
-            where += f", {budget(Budget(**workload['settings']['budget']))}, {len(workload['seeds'])} seeds"
+            metric, where = workload["settings"]["metrics"][0], _where(workload)
             for label, row in workload["strategies"].items():
                 if name not in row["options"] or label == workload["control"]:
                     continue

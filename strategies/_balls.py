@@ -115,7 +115,3 @@ def random_delta(x: tf.Tensor, epsilon: Length, norm: Norm, seed: tf.Tensor) -> 
     # The share of a ball of radius r in the ball of radius 1 is r ** dimensions.
     radius = limit * tf.reshape(uniform, [-1] + [1] * (len(x.shape) - 1)) ** (1 / dimensions)
     return radius * ascent_direction(normal, "l2")
-
-
-# Steps up to which an attack is traced step by step: on a processor with AVX512-BF16, a pass within a loop of
-# TensorFlow takes 1.37 times as long, as oneDNN lays out its tensors anew in each.

@@ -27,7 +27,7 @@ class ConfidencePenaltyOptions(StrategyOptions):
     """How much of it there is."""
 
     beta: Annotated[Scheduled, Within(ge=0)] = Field(
-        default=0.1, description="Weight of the entropy, in loss per nat; 0: none."
+        default=0.1, description="Weight of the entropy, in loss per nat, or a schedule of it; 0: none."
     )
     threshold: float | None = Field(
         default=None,

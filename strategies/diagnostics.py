@@ -2,14 +2,19 @@
 
     gradient_norm          ||g||, the L2 norm over all weights together, g as it comes from the batch: the mean
     effective_batch        examples (unmasked entries of a masked output) behind an update: the mean
-    clipped_gradient_norm  ||g|| after clipping: the mean
-    clipped                share of updates that clipping changed
-    skipped_updates        updates left out because g was not finite: how many
-    loss_scale             the factor on the loss, as the last batch left it
 
-The mean is over the updates of the epoch, never over micro-batches. Those that no strategy of the model reports do
-not appear; the first two always do. Costs one pass over the gradients, and two scalars for each number.
-It changes no update, but for rounding.
+The other numbers are what strategies of the model report, each only where one does:
+
+    clipped_gradient_norm  ||g|| after clipping: the mean (gradient_clipping, percentile_clipping)
+    clipped                share of updates that clipping changed (those two, adaptive_gradient_clipping)
+    skipped_updates        updates left out because g was not finite: how many (skip_nonfinite, mixed_precision)
+    loss_scale             the factor on the loss, as the last batch left it (mixed_precision)
+    conflicting_tasks      share of pairs of tasks whose gradients conflict: the mean (pcgrad)
+    smallest_task_weight   and largest_task_weight, as the last batch left them (gradnorm)
+    epsilon                of the privacy spent since `compile`, when the epoch ends (dp_sgd)
+
+The mean is over the updates of the epoch, never over micro-batches, but that of pcgrad, which looks at each. Costs one
+pass over the gradients, and two scalars for each number. It changes no update, but for rounding.
 
 The numbers are those that fairseq logs (gnorm, clip, loss_scale, bsz): Ott et al., "fairseq: A Fast, Extensible
 Toolkit for Sequence Modeling", NAACL 2019, https://arxiv.org/abs/1904.01038

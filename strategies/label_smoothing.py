@@ -30,7 +30,7 @@ class LabelSmoothingOptions(StrategyOptions):
     """How far the labels are from certain."""
 
     smoothing: Annotated[Scheduled, Within(ge=0, lt=1)] = Field(
-        default=0.1, description="Probability that is spread evenly over all classes; 0: none."
+        default=0.1, description="Probability that is spread evenly over all classes, or a schedule of it; 0: none."
     )
 
 

@@ -7,6 +7,11 @@ The same as another learning rate for any optimizer whose step is proportional t
 the gradient would do nothing under Adam. One pass over the weights with a multiplier other than 1, which are copied
 for it.
 
+A layer is every innermost one with trainable weights, in the order of these: from the input on in a functional or
+Sequential model, in that of attributes in a subclassed one. A norm layer is one of its own, and so is each projection
+of an attention. The paper's 1/2.6 is for a net of few layers: in a deep one it leaves nearly all unmoved (2.6^-20 =
+5e-9), and 0.9 to 0.95 is the choice for some dozens.
+
 Howard and Ruder, "Universal Language Model Fine-tuning for Text Classification", ACL 2018, section 3.2
 (discriminative fine-tuning, where each layer has 1/2.6 of the rate of the next), https://arxiv.org/abs/1801.06146
 """

@@ -11,6 +11,8 @@ each draws its own. The ascent is along the gradient of the batch, summed over r
 accumulated. Where `micro_batches` cuts the batch there is one ascent for each part (the paper's m-sharpness), or with
 `per="window"` one along the gradient of all of them.
 
+With `adaptive` all weights are scaled by their size, biases too. The authors' code leaves biases as they are (T = 1).
+
 Foret et al., "Sharpness-Aware Minimization", ICLR 2021, equation 2, https://arxiv.org/abs/2010.01412; Kwon et al.,
 "ASAM", ICML 2021, equation 7, https://arxiv.org/abs/2102.11600
 """

@@ -471,7 +471,7 @@ def test_each_hook_reaches_what_is_inside_of_it(name, options):
 
     task = task_of(name)
     model = Net(task)
-    model.compile(sgd(), task.loss, run_eagerly=True)
+    model.compile(sgd(), task.loss)  # In a graph, where both branches are traced.
     model.train_on_batch(*batches_of(everything(task))[0])
     assert seen == set(step_hooks)
 

@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 
+import catalogue
 import keras
 import numpy as np
 import pytest
@@ -130,6 +131,35 @@ def test_the_card_names_every_option_and_the_reference(name):
     assert [option for option in declaration.options.model_fields if f"`{option}`" not in card] == []
     link = re.search(r"https\S+", declaration.reference)
     assert (link.group() if link else declaration.reference) in card
+
+
+def refused_with(name: str) -> set[str]:
+    """Return the strategies that `name` is refused with: as they are by default, or by an option of one of them."""
+    found = {partner for partner in catalogue.NAMES if catalogue.conflict(name, partner)}
+    for one, options in catalogue.VARIANTS:
+        declared = catalogue.declaration(one)
+        conflicts = declared.conflicts_with(declared.options(**options))
+        if one == name:
+            found |= set(conflicts)
+        elif name in conflicts:
+            found.add(one)
+    return found
+
+
+@pytest.mark.parametrize("name", trainstep.names())
+def test_the_card_names_every_strategy_that_it_is_refused_with(name):
+    card = (ROOT / "docs" / "strategies" / f"{name}.md").read_text()
+    paragraph = card.split("**Combines with**")[1].split("\n\n")[0]
+    assert [partner for partner in sorted(refused_with(name)) if f"`{partner}`" not in paragraph] == []
+
+
+def test_the_card_of_diagnostics_names_every_number_and_who_reports_it():
+    card = (ROOT / "docs" / "strategies" / "diagnostics.md").read_text()
+    rows = [line for line in card.splitlines() if line.startswith("|")]
+    for name, options in [*catalogue.VARIANTS, ("dp_sgd", {"num_examples": 1000})]:
+        declared = catalogue.declaration(name)
+        for report in declared.reports(declared.options(**options)):
+            assert any(f"`{report}`" in row and f"`{name}`" in row for row in rows), (report, name)
 
 
 def test_the_readme_lists_the_catalogue_as_the_strategies_describe_themselves():
