@@ -54,6 +54,9 @@ def page(results: dict[str, tuple[pathlib.Path, Content]]) -> str:
             parts.append(
                 f"| {' | '.join(titles)} |\n" + "|---" * len(titles) + "|\n" + "".join(_rows(workload, robust))
             )
+            parts.append(_outcome(workload, titles[1], "difference"))
+            if robust:
+                parts.append(_outcome(workload, "robust accuracy", "robust_difference"))
         parts.append(f"By seed, with all options and versions: [{path.name}](../benchmarks/results/{path.name}).\n")
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
@@ -76,6 +79,16 @@ def _setting(workload: Content, robust: bool) -> str:
         f"{_where(workload)}; {batches}{examples}; {settings['optimizer'].get('class', '')}{attacked}; "
         f"Keras {machine['keras']}, {machine['processor']}, {machine['time'][:10]}."
     )
+
+
+def _outcome(workload: Content, metric: str, kind: str) -> str:
+    """Return in words who was better or worse than the control by `metric`, and of whom these seeds do not tell."""
+    by_verdict: dict[str, list[str]] = {}
+    for label, row in workload["strategies"].items():
+        if row[kind] is not None:
+            by_verdict.setdefault(row[kind]["verdict"], []).append(label)
+    said = "; ".join(f"{verdict}: {', '.join(labels)}" for verdict, labels in sorted(by_verdict.items()))
+    return f"By {metric}, beside {workload['control']}: {said or 'nothing to compare'}.\n"
 
 
 def _rows(workload: Content, robust: bool) -> Iterator[str]:
