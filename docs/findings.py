@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import trainstep
+from trainstep.benchmarks import catalogue_cost
 from trainstep.benchmarks.columns import budget
 from trainstep.benchmarks.evidence import difference, spread
 from trainstep.benchmarks.keeping import newest
@@ -117,7 +118,20 @@ def of_strategy(name: str, results: dict[str, tuple[pathlib.Path, Content]]) -> 
                 lines.append(
                     f"- [{experiment}](../findings.md#{experiment.replace('_', '-')}), {label}; {where}: {text}."
                 )
-    return "\n".join(lines) or "- No experiment here has it yet."
+    return "\n".join([*(lines or ["- No experiment here has it yet."]), *_costs(name)])
+
+
+def _costs(name: str) -> Iterator[str]:
+    """Return lines of what a step of `name` took, with its defaults and with options that make a difference."""
+    path = newest(RESULTS, catalogue_cost.NAME)
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path else []
+    for row in rows:
+        if path and row["label"].split()[0] == name and row["target"]:
+            limit = f"{row['target']:.2f}{'' if row['ratio'] <= row['target'] else ', missed'}"
+            yield (
+                f"- [A step](../../benchmarks/results/{path.with_suffix('.md').name}), {row['label']}; {row['net']}, "
+                f"batches of {catalogue_cost.BATCH}: {row['ratio']:.2f} of a plain one (limit {limit})."
+            )
 
 
 def card_with(text: str, name: str, results: dict[str, tuple[pathlib.Path, Content]]) -> str:
