@@ -86,7 +86,8 @@ class NonFiniteGradientError(TrainstepError):
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the closest of `allowed`, or an empty string."""
-    matches = difflib.get_close_matches(name, list(allowed), n=3, cutoff=0.5)
+    names = {each.casefold(): each for each in allowed}
+    matches = [names[each] for each in difflib.get_close_matches(name.casefold(), names, n=3, cutoff=0.5)]
     if not matches:
         return ""
     return " Did you mean " + " or ".join(repr(match) for match in matches) + "?"

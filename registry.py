@@ -79,6 +79,8 @@ def _how_to_write(name: str) -> str:
     parts = [part for part in re.split(r"[\s,+]+", name) if part]
     if len(parts) > 1 and all(part in _strategies for part in parts):
         return f" Several strategies are a list: {parts!r}; on the command line {'+'.join(parts)}."
+    if parts and all(part.split(":")[0] in _strategies for part in parts):
+        return " Options in a string are for the command line and for experiments: write {'name': {'option': value}}."
     owners = [owner for owner in sorted(_strategies) if name in _strategies[owner].declaration.options.model_fields]
     if owners:
         return f" It is an option of {' and '.join(owners)}: write {{{owners[0]!r}: {{{name!r}: ...}}}}."

@@ -151,6 +151,7 @@ def evaluate_robustness(
     batches = _batches(data, budget.batch_size)
     with model.evaluation_weights() if isinstance(model, Strategy) else contextlib.nullcontext():
         attacked = _Attacked(model, batches, from_logits)
+        attacked.check(budget)
         right = attacked.right()
         robust = attacked.withstanding(right, budget)
         fgsm = attacked.withstanding(right, budget.model_copy(update={"attack": "fgsm", "step_size": None}))
@@ -217,6 +218,9 @@ def _batches(data: Any, size: int) -> list[tuple[Any, Any]]:
             f"Data are (x, y), or a tf.data.Dataset of such batches, not {type(data).__name__}."
         )
     x, y = tf.nest.map_structure(tf.convert_to_tensor, (data[0], data[1]))
+    counts = sorted({tensor.shape[0] for tensor in tf.nest.flatten((x, y))})
+    if len(counts) > 1:
+        raise UnsupportedInputError(f"Inputs and labels are of different numbers of examples: {counts}.")
     found = list(tf.data.Dataset.from_tensor_slices((x, y)).batch(size))
     if not found:
         raise UnsupportedInputError("There are no examples to attack.")
@@ -242,6 +246,25 @@ class _Attacked:
         self._num_classes = max(int(scores.shape[1] or 0), 2)
         self._able = attackable(batches[0][0], model, None)
         self._log_probabilities = tf.function(self._traced_log_probabilities, reduce_retracing=True)
+
+    def check(self, budget: Budget) -> None:
+        """Raise `UnsupportedInputError` for inputs that are no numbers, or outside of the range, and for no labels."""
+        for x, y in self._batches:
+            for tensor in (t for t, ok in zip(tf.nest.flatten(x), self._able, strict=True) if ok):
+                low, high = float(tf.reduce_min(tensor)), float(tf.reduce_max(tensor))
+                if not np.isfinite(tf.reduce_sum(tf.cast(tensor, tf.float64)).numpy()):
+                    raise UnsupportedInputError("The inputs have entries that are infinite, or not a number.")
+                if budget.clip_range is not None and not budget.clip_range[0] <= low <= high <= budget.clip_range[1]:
+                    raise UnsupportedInputError(
+                        f"The inputs go from {low:.4g} to {high:.4g}, outside of clip_range={budget.clip_range}. "
+                        "Attacks are cut off there, and any model looks robust. Scale the inputs, or give their range."
+                    )
+            numbers = self._numbers(y).numpy()
+            if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self._num_classes:
+                raise UnsupportedInputError(
+                    f"The labels go from {numbers.min()} to {numbers.max()}, and the model has {self._num_classes} "
+                    f"classes: 0 to {self._num_classes - 1}."
+                )
 
     def right(self) -> list[np.ndarray]:
         """Tell which examples are classified rightly as they are."""

@@ -32,8 +32,9 @@ def matching(strategy: str, weights: Sequence[Any], patterns: Mapping[str, Value
                 unused.discard(pattern)
     if unused:
         pattern = sorted(unused)[0]
+        parts = {part for path in paths for part in path.split("/")}
+        hint = f" Did you mean '*/{pattern}'?" if pattern in parts else nearest(pattern, [*parts, *paths])
         raise ModelConflictError(
-            f"{strategy}: no trainable weight is called {pattern!r}.{nearest(pattern, paths)} "
-            f"Weights: {', '.join(paths)}."
+            f"{strategy}: no trainable weight is called {pattern!r}, nor is a layer.{hint} Weights: {', '.join(paths)}."
         )
     return values

@@ -97,7 +97,7 @@ class DpSgd(Strategy):
         options=DpSgdOptions,
         neutral={"l2_norm_clip": math.inf, "noise_multiplier": 0.0},
         conflicts={
-            "sam": "it ascends along the gradient of all examples, without noise, so that each changes the gradients "
+            "sam": "sam ascends along the gradient of all examples, without noise, so that each changes the gradients "
             "of all others, however they are clipped.",
             "pcgrad": _OF_TASKS,
             "gradnorm": _OF_TASKS,

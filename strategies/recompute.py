@@ -69,8 +69,8 @@ class Recompute(Strategy):
         example={"layers": ("hidden*",)},
         neutral={"layers": ()},
         conflicts={
-            "gradient_penalty": "it differentiates a gradient, and TensorFlow cannot differentiate one of what was "
-            "computed again."
+            "gradient_penalty": "gradient_penalty differentiates a gradient, and TensorFlow cannot "
+            "differentiate one of what was computed again."
         },
         notes={
             "adversarial": "the passes of the attack keep what they need, as without it",

@@ -42,6 +42,19 @@ def test_an_unknown_strategy_is_named_with_the_nearest_and_all_there_are(functio
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("SAM", "Did you mean 'sam'"),
+        ("sam:rho=0.1", "Options in a string are for the command line and for experiments"),
+        ("sam:rho=0.1 + ema", "Options in a string are for the command line and for experiments"),
+    ],
+)
+def test_a_name_written_in_another_way_is_told_how(name, hint):
+    with pytest.raises(errors.UnknownStrategyError, match=hint):
+        trainstep.plan(name)
+
+
 def test_what_compile_refuses_leaves_the_model_as_it_was():
     model = trainstep.apply(dense(), ["gradient_clipping", "mixed_precision"])
     policies = [layer.dtype_policy.name for layer in model.layers]

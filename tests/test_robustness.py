@@ -227,3 +227,21 @@ def test_the_adversarial_robustness_toolbox_finds_the_same_on_digits(on_digits):
     moved = attack.generate(x.numpy(), y.numpy())
     right = [np.argmax(logits(tf.constant(images)), axis=1) == y.numpy() for images in (x.numpy(), moved)]
     assert ours.robust_accuracy == pytest.approx(np.mean(right[0] & right[1]), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x, y: (16 * x, y), r"inputs go from .* to 16, outside of clip_range=\(0.0, 1.0\)"),
+        (lambda x, y: (np.full_like(x, np.nan), y), "not a number"),
+        (lambda x, y: (x, y + 7), "labels go from 7 to .*, and the model has 2 classes: 0 to 1"),
+        (lambda x, y: (x, y[:-1]), r"different numbers of examples: \[5, 6\]"),
+    ],
+    ids=["another range", "no numbers", "no such classes", "fewer labels"],
+)
+def test_data_that_would_make_every_model_look_robust_or_wrong_are_refused(change, said):
+    model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(2, "softmax")])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    x, y = np.linspace(0, 1, 12, dtype="float32").reshape(6, 2), np.array([0, 1] * 3)
+    with pytest.raises(errors.UnsupportedInputError, match=said):
+        trainstep.evaluate_robustness(model, change(x, y), epsilon=0.1, clip_range=(0.0, 1.0))
