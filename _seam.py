@@ -255,8 +255,8 @@ def by_place(model: Any, given: Any) -> Any:
     names = getattr(model, "output_names", None)
     if KERAS_3 or not isinstance(given, dict) or not names or not set(given) <= set(names):
         return given
-    is_list = isinstance(getattr(model, "output", None), (list, tuple))
-    return [given.get(name) for name in names] if is_list else given
+    outputs = getattr(model, "output", None)
+    return for_each_output(model, given, outputs) if isinstance(outputs, (list, tuple)) else given
 
 
 _CROSS_ENTROPIES = {

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 import trainstep
 from trainstep.benchmarks.environment import environment
-from trainstep.benchmarks.keeping import path_of
+from trainstep.benchmarks.keeping import newest, path_of
 from trainstep.benchmarks.step_cost import Row, Subject, cnn, measure, table
 
 NAME = "catalogue_cost"
@@ -125,6 +125,12 @@ def rows_of(names: list[str], rounds: int) -> list[Row]:
                 found = measure(label, net.build, group, batch=BATCH, rounds=rounds, steps=STEPS, **arguments)
                 rows += found if not any(row.net == label for row in rows) else found[1:]
     return rows
+
+
+def kept(folder: pathlib.Path) -> tuple[pathlib.Path, list[dict[str, Any]]] | None:
+    """Return the newest measurement in `folder` and its rows, or None where there is none."""
+    path = newest(folder, NAME)
+    return path and (path, json.loads(path.read_text(encoding="utf-8"))["rows"])
 
 
 def main(arguments: list[str] | None = None) -> int:

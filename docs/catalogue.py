@@ -8,7 +8,6 @@ import pathlib
 
 import trainstep
 from trainstep.benchmarks import catalogue_cost
-from trainstep.benchmarks.keeping import newest
 from trainstep.benchmarks.schema import json_schema
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
@@ -31,8 +30,7 @@ def table() -> str:
 
 def costs() -> dict[str, str]:
     """Return what a step of each strategy with its defaults took, in plain ones, by the newest measurement."""
-    path = newest(RESULTS, catalogue_cost.NAME)
-    rows = json.loads(path.read_text())["rows"] if path else []
+    _, rows = catalogue_cost.kept(RESULTS) or (None, [])
     return {row["label"]: f"{row['ratio']:.2f}" for row in rows}
 
 

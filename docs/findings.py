@@ -123,10 +123,9 @@ def of_strategy(name: str, results: dict[str, tuple[pathlib.Path, Content]]) -> 
 
 def _costs(name: str) -> Iterator[str]:
     """Return lines of what a step of `name` took, with its defaults and with options that make a difference."""
-    path = newest(RESULTS, catalogue_cost.NAME)
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path else []
+    path, rows = catalogue_cost.kept(RESULTS) or (RESULTS, [])
     for row in rows:
-        if path and row["label"].split()[0] == name and row["target"]:
+        if row["label"].split()[0] == name and row["target"]:
             limit = f"{row['target']:.2f}{'' if row['ratio'] <= row['target'] else ', missed'}"
             yield (
                 f"- [A step](../../benchmarks/results/{path.with_suffix('.md').name}), {row['label']}; {row['net']}, "

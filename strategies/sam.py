@@ -40,6 +40,7 @@ _WINDOW = (
     "an ascent along the gradient of a whole window (per='window') would need its batches twice, and they are gone "
     "by then. Take the window as one batch, and cut it with 'micro_batches'."
 )
+_CONFLICTS = {"batch": {"pcgrad": _INSIDE}, "window": {"gradient_accumulation": _WINDOW}}
 
 
 class SamOptions(AscentOptions):
@@ -79,13 +80,7 @@ class Sam(Strategy):
         reference="Foret et al., ICLR 2021, https://arxiv.org/abs/2010.01412",
         options=SamOptions,
         neutral={"rho": 0.0},
-        conflicts=lambda options: (
-            {}
-            if not options.ascends
-            else {"gradient_accumulation": _WINDOW}
-            if options.per == "window"
-            else {"pcgrad": _INSIDE}
-        ),
+        conflicts=lambda options: {**_CONFLICTS[options.per]} if options.ascends else {},
         notes={
             "adversarial": "the examples are made once, at the weights, and seen by both evaluations",
             "gradient_accumulation": "ascends for each of the batches",

@@ -19,7 +19,9 @@ FULL = {
     "gradient_clipping": {"global_clipnorm": 1.0},
     "mixed_precision": {"dtype": "float16", "growth_interval": 10},
 }
-ANYWHERE = [name for name in NAMES if task_of(name) == NUMBERS and name != "recompute"]
+ANYWHERE = [
+    name for name in NAMES if task_of(name) == NUMBERS and not (declaration(name).example and name in EVALUATING)
+]
 """Those that train any net for any task: for others this says nothing, and each has a refusal of its own."""
 
 

@@ -248,9 +248,9 @@ def test_state_of_a_throw_away_strategy_lives_in_the_optimizer():
 # --- Who sees what ----------------------------------------------------------------------------------------------------
 
 
-def weights_by_update(spec, updates: int = 6, **compiled):
+def weights_by_update(spec, updates: int = 6):
     """Return a model that has made some updates with SGD and momentum, and its weights before and after each."""
-    workload = workload_for(dense, optimizer=lambda: sgd(0.1, momentum=0.9), **compiled)
+    workload = workload_for(dense, optimizer=lambda: sgd(0.1, momentum=0.9))
     model = prepared(workload, spec)
     found = [model.get_weights()]
     for start in range(updates):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from kernels import KINDS, taken
 from nets import X, Y, dense, numbers, one_weight, sgd, weight_of
 
 import trainstep
@@ -46,24 +47,6 @@ def test_each_output_is_a_unit_and_a_vector_is_one():
 
 
 layers = keras.layers
-ALIKE = np.array([[[3, 3], [4, 4]]], "float32")  # Two places of two channels.
-APART = np.array([[[3, 4]]], "float32")  # One place.
-KINDS = {
-    "depthwise": (lambda: layers.DepthwiseConv1D(2, use_bias=False), ALIKE, lambda rows: rows.T[..., np.newaxis]),
-    "transposed": (lambda: layers.Conv1DTranspose(2, 1, use_bias=False), APART, lambda rows: rows[np.newaxis]),
-    "query": (lambda: layers.EinsumDense("abc,cde->abde", (1, 2, 1)), APART, lambda rows: rows.T[..., np.newaxis]),
-}
-"""Layers of two outputs with two weights each, an input of which each output sees (3, 4), and the kernel by outputs."""
-
-
-def taken(layer: keras.layers.Layer, x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Return what one step of SGD(1) takes from the kernel of `layer`, for the loss 10 a + 0.01 b of its outputs."""
-    net = keras.Sequential([keras.Input(x.shape[1:]), layer])
-    model = trainstep.apply(net, "adaptive_gradient_clipping", clipping=0.5)
-    model.compile(sgd(1.0), lambda y, output: tf.reduce_sum(y * output, axis=list(range(1, len(output.shape)))))
-    model.set_weights([kernel])
-    model.train_on_batch(x, np.reshape([10, 0.01], [1, *model.output_shape[1:]]))
-    return kernel - model.get_weights()[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -73,7 +56,9 @@ def test_the_unit_is_the_output_whatever_its_axis(kind):
     build, x, by_outputs = KINDS[kind]
     kernel = by_outputs(np.array([[3, 4], [0, 1]], "float32"))
     expected = by_outputs(np.array([[1.5, 2], [0.03, 0.04]]))
-    np.testing.assert_allclose(taken(build(), x, kernel), expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        taken({"adaptive_gradient_clipping": {"clipping": 0.5}}, build(), x, kernel), expected, rtol=1e-4
+    )
 
 
 UNITS = {

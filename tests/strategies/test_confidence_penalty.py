@@ -131,8 +131,8 @@ def test_a_weight_with_a_name_is_for_the_output_of_that_name():
     """Keras weighs an output that none is given for by one."""
     outputs = {"a": np.zeros((2, 3)), "b": np.zeros((2, 3))}
     weights = np.array([1.0, 2.0])
-    for given in ({"b": weights}, [None, weights]):
-        first, second = _seam.for_each_output(None, given, outputs)
+    for given, of in (({"b": weights}, outputs), ([None, weights], [outputs["a"], outputs["b"]])):
+        first, second = _seam.for_each_output(None, given, of)
         assert first is None
         assert second is weights
     assert all(each is weights for each in _seam.for_each_output(None, weights, outputs))

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from kernels import KINDS, taken
 from nets import BATCH, X, Y, dense, numbers, sgd
 
 import trainstep
@@ -32,23 +33,6 @@ def test_vectors_and_none_stay():
 
 
 layers = keras.layers
-ALIKE = np.array([[[3, 3], [4, 4]]], "float32")  # Two places of two channels.
-APART = np.array([[[3, 4]]], "float32")  # One place.
-KINDS = {
-    "depthwise": (lambda: layers.DepthwiseConv1D(2, use_bias=False), ALIKE, lambda rows: rows.T[..., np.newaxis]),
-    "transposed": (lambda: layers.Conv1DTranspose(2, 1, use_bias=False), APART, lambda rows: rows[np.newaxis]),
-    "query": (lambda: layers.EinsumDense("abc,cde->abde", (1, 2, 1)), APART, lambda rows: rows.T[..., np.newaxis]),
-}
-"""Layers of two outputs with two weights each, an input of which each output sees (3, 4), and the kernel by outputs."""
-
-
-def taken(layer: keras.layers.Layer, x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Return what one step of SGD(1) takes from the kernel of `layer`, for the loss 10 a + 0.01 b of its outputs."""
-    model = trainstep.apply(keras.Sequential([keras.Input(x.shape[1:]), layer]), "gradient_centralization")
-    model.compile(sgd(1.0), lambda y, output: tf.reduce_sum(y * output, axis=list(range(1, len(output.shape)))))
-    model.set_weights([kernel])
-    model.train_on_batch(x, np.reshape([10, 0.01], [1, *model.output_shape[1:]]))
-    return kernel - model.get_weights()[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -56,7 +40,9 @@ def test_the_mean_is_that_of_each_output_whatever_its_axis(kind):
     # Gradients 10 (3, 4) and 0.01 (3, 4), whose means are 35 and 0.035.
     build, x, by_outputs = KINDS[kind]
     expected = by_outputs(np.array([[-5, 5], [-0.005, 0.005]]))
-    np.testing.assert_allclose(taken(build(), x, by_outputs(np.zeros((2, 2), "float32"))), expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        taken("gradient_centralization", build(), x, by_outputs(np.zeros((2, 2), "float32"))), expected, rtol=1e-4
+    )
 
 
 def test_biases_of_two_axes_are_left_alone():

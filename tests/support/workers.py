@@ -63,15 +63,17 @@ def companies() -> list[list[str]]:
     groups: list[list[str]] = []
     for name in NAMES:
         fewer_updates = stage_of(name) == trainstep.Stage.ACCUMULATION  # For all others, too.
-        if not (name in EVALUATING or judges(name) or fewer_updates):
+        if not (name in EVALUATING or is_judged(name) or fewer_updates):
             group = next((group for group in groups if not any(conflict(name, other) for other in group)), None)
             groups.append([name]) if group is None else group.append(name)
     return groups
 
 
-def judges(name: str) -> bool:
-    """Tell whether what is trained is judged in a way of its own; all others are judged as the nets below."""
-    return name not in NAMES or "evaluation_weights" in vars(trainstep.get(name))
+def is_judged(name: str) -> bool:
+    """Tell whether a scenario is evaluated, too: a company and most strategies are judged as the nets below are."""
+    if name not in NAMES:
+        return "+" not in name
+    return "evaluation_weights" in vars(trainstep.get(name))
 
 
 COMPANIES = companies()
@@ -86,11 +88,6 @@ SCENARIOS: dict[str, tuple[Callable[[], keras.Model], Any]] = {
     "deferred build": (deferred, {**FULL, "mixed_precision": {"dtype": "bfloat16"}}),
     "subclassed": (Subclassed, FULL),
 }
-
-
-def is_judged(name: str) -> bool:
-    """Tell whether a scenario is evaluated, too."""
-    return "+" not in name and judges(name)
 
 
 def train(name: str, distribution: Any, callbacks: Sequence[keras.callbacks.Callback] = ()) -> dict[str, Any]:
