@@ -5,6 +5,7 @@ Everything that differs between Keras 3 (on TensorFlow 2.16 and later) and Keras
 use of something that is not public API says why nothing public serves.
 """
 
+import collections
 import contextlib
 import copy
 import functools
@@ -41,7 +42,16 @@ _LegacyOptimizer: Any = () if KERAS_3 else keras.optimizers.legacy.Optimizer
 
 
 def forward(model: Any, x: Any, *, training: bool) -> Any:
-    """Call `model` on `x` as Keras's own `train_step` does."""
+    """Call `model` on `x` as Keras's own `train_step` does; on a batch that is `repeated`, with less work."""
+    half = _half_of(x)
+    shared = _last_before_chance(model) if half is not None and training else None
+    if shared is not None:
+        with _repeating_its_output(shared):
+            return _call(model, half, training=training)
+    return _call(model, x, training=training)
+
+
+def _call(model: Any, x: Any, *, training: bool) -> Any:
     # `_call_has_training_arg` is what Keras 3 itself asks. The answer differs from "always pass it"
     # for a subclassed model whose `call` has no `training`: there Keras leaves dropout switched off.
     if KERAS_3 and not model._call_has_training_arg:
@@ -49,9 +59,14 @@ def forward(model: Any, x: Any, *, training: bool) -> Any:
     return model(x, training=training)
 
 
+def is_built(model: Any) -> bool:
+    """Tell whether all layers of `model` have their weights."""
+    return all(layer.built for layer in layers_of(model))
+
+
 def ensure_built(model: Any, x: Any) -> None:
     """Build the layers of `model` for the inputs `x`, where the first step has yet to do it."""
-    if not all(layer.built for layer in layers_of(model)):
+    if not is_built(model):
         forward(model, x, training=False)
 
 
@@ -208,9 +223,14 @@ def let_the_chief_write(callbacks: Sequence[Any], model: Any) -> None:
             callback.delete_checkpoint = False
 
 
+def compiled_losses(model: Any) -> list[Any]:
+    """Return all that `compile` was given as losses, flattened: functions, losses, or None."""
+    return [keras.losses.get(loss) if isinstance(loss, str) else loss for loss in tf.nest.flatten(model.loss)]
+
+
 def sums_its_loss(model: Any) -> bool:
     """Tell whether a loss that `model` was compiled with is a sum over examples, not a mean."""
-    return any(is_sum(loss) for loss in tf.nest.flatten(model.loss))
+    return any(is_sum(loss) for loss in compiled_losses(model))
 
 
 def is_sum(loss: Any) -> bool:
@@ -992,6 +1012,116 @@ def with_mask(tensor: Any, mask: Any) -> Any:
 def mask_of(y_pred: Any) -> Any:
     """Return the Keras mask that `y_pred` carries, or None."""
     return getattr(y_pred, "_keras_mask", None)
+
+
+# --- A batch that is repeated ---------------------------------------------------------------------
+
+_HALF = "_trainstep_half"
+
+
+def repeated(value: Any) -> Any:
+    """Return a tensor followed by itself, along its first dimension, with its mask; a None stays None.
+
+    It knows that it is, and `forward` passes what both halves have in common once: where dropout comes late in a net,
+    nearly all of it.
+    """
+    if value is None:
+        return None
+    if isinstance(value, tf.SparseTensor):
+        return tf.sparse.concat(0, [value, value])
+    twice = with_mask(tf.concat([value, value], axis=0), repeated(mask_of(value)))
+    if isinstance(twice, tf.Tensor):
+        setattr(twice, _HALF, value)
+    return twice
+
+
+def _half_of(x: Any) -> Any:
+    halves = [getattr(tensor, _HALF, None) for tensor in tf.nest.flatten(x)]
+    masked = any(mask_of(half) is not None for half in halves)
+    return None if masked or any(half is None for half in halves) else tf.nest.pack_sequence_as(x, halves)
+
+
+def _last_before_chance(model: Any) -> Any:
+    """Return the last layer up to which both halves of a repeated batch are the same; None where none is known.
+
+    All that the outputs depend on passes through its output, and nothing up to there draws random numbers.
+    """
+    # The graph of a model is public as a picture only. Replicas take turns within a pass, and share the layers.
+    of_keras = inspect.unwrap(type(model).call).__module__.split(".")[0] == "keras"
+    if not of_keras or tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        return None
+    ends = [_node_of(output) for output in getattr(model, "outputs", None) or []]
+    nodes = _in_order(ends)
+    last_use = {id(parent): place for place, node in enumerate(nodes) for parent in node.parent_nodes}
+    last_use |= {id(node): len(nodes) for node in ends}
+    uses = collections.Counter(id(part) for node in nodes for part in _parts_of(_operation_of(node)))
+    found, reach = None, 0  # `reach`: the last node that needs one of those before.
+    for place, node in enumerate(nodes):
+        operation = _operation_of(node)
+        if not all(map(_is_certain, _parts_of(operation))):
+            break
+        reach_here = last_use[id(node)]
+        one = uses[id(operation)] == 1 and len(tf.nest.flatten(node.outputs)) == 1
+        able = one and not node.is_input and isinstance(operation, keras.layers.Layer)
+        if able and reach <= place and reach_here < len(nodes):
+            found = operation
+        reach = max(reach, reach_here)
+    return found
+
+
+def _node_of(tensor: Any) -> Any:
+    history = tensor._keras_history
+    return history[0]._inbound_nodes[history.node_index]
+
+
+def _operation_of(node: Any) -> Any:
+    return node.operation if KERAS_3 else node.layer
+
+
+def _in_order(ends: Sequence[Any]) -> list[Any]:
+    """Return the nodes of a graph that ends in these, each after those it depends on."""
+    found: dict[int, Any] = {}
+    waiting = [(node, False) for node in reversed(ends)]
+    while waiting:  # Not by recursion: a net may be deeper than Python's stack.
+        node, ready = waiting.pop()
+        if id(node) in found:
+            continue
+        if ready:
+            found[id(node)] = node
+        else:
+            waiting += [(node, True), *((parent, False) for parent in node.parent_nodes)]
+    return list(found.values())
+
+
+def _parts_of(operation: Any) -> list[Any]:
+    return layers_of(operation) if isinstance(operation, keras.layers.Layer) else [operation]
+
+
+def _is_certain(part: Any) -> bool:
+    """Tell whether a layer, or an operation of Keras 3, makes the same of the same, and no mask."""
+    own_code = type(part).__module__.split(".")[0] != "keras" or type(part).__name__.endswith("Lambda")
+    draws = getattr(part, "_seed_generators", None) or getattr(part, "_random_generator", None)
+    masks = isinstance(part, keras.layers.Masking) or getattr(part, "mask_zero", False)
+    return not (own_code or draws or masks)
+
+
+@contextlib.contextmanager
+def _repeating_its_output(layer: Any) -> Iterator[None]:
+    before, call = vars(layer).get("call"), layer.call
+    repeats = iter([2])  # Only where the graph has it: a layer of the user may call it once more.
+
+    @functools.wraps(call)
+    def repeating(*args: Any, **kwargs: Any) -> Any:
+        return tf.concat([call(*args, **kwargs)] * next(repeats, 1), axis=0)
+
+    vars(layer)["call"] = repeating  # Past `Layer.__setattr__`, which would track it.
+    try:
+        yield
+    finally:
+        if before is None:
+            del vars(layer)["call"]
+        else:
+            vars(layer)["call"] = before
 
 
 # --- Calls that are made again --------------------------------------------------------------------

@@ -9,6 +9,7 @@ from trainstep import _seam, registry, saving
 from trainstep.declaration import Declaration, StrategyOptions, validated_options
 from trainstep.definition import (
     check_composition,
+    check_losses,
     check_model_class,
     check_optimizer,
     check_xla,
@@ -26,8 +27,8 @@ from trainstep.replicas import forget_traces
 from trainstep.state import check_holds_state, reset_state
 from trainstep.step import Strategy
 
-Spec = str | Sequence[str] | Mapping[str, Mapping[str, Any] | StrategyOptions]
-"""A name, several names, or a mapping from names to options."""
+Spec = str | Sequence[str] | Mapping[str, Mapping[str, Any] | StrategyOptions | None]
+"""A name, several names, or a mapping from names to options; None stands for the defaults."""
 
 Composition = dict[type[Strategy], StrategyOptions]
 """Strategies with their checked options, outermost first."""
@@ -85,7 +86,7 @@ def compose(spec: Spec, /, **options: Any) -> Composition:
 
 
 def _checked(declaration: Declaration, options: Any) -> StrategyOptions:
-    return validated_options(declaration.name, declaration.options, options)
+    return validated_options(declaration.name, declaration.options, options, declaration.example)
 
 
 def model_class(base: type[ModelT], spec: Spec, /, **options: Any) -> type[ModelT]:
@@ -178,6 +179,7 @@ def apply(model: ModelT, spec: Spec, /, **options: Any) -> ModelT:
             check_holds_state(model)
             _seam.check_steps_per_execution(model)
             check_xla(composed, model.jit_compile)
+            check_losses(model)
         model.attach_strategies()
     except Exception:
         model.detach_strategies()  # What was changed before it failed.

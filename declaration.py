@@ -4,6 +4,7 @@ import enum
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -204,14 +205,23 @@ TAGS = ("a number", "a schedule")
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
-def validated_options(name: str, schema: type[Schema], options: Any) -> Schema:
+def validated_options(
+    name: str, schema: type[Schema], options: Any, example: Mapping[str, Any] = MappingProxyType({})
+) -> Schema:
     """Return `options`, a mapping or an object of `schema`, as checked options of what is called `name`.
+
+    Args:
+        name: of whose options they are, for the message.
+        schema: of the options.
+        options: as they were given; None: the defaults.
+        example: options to show, where one that has no default is missing.
 
     Raises:
         InvalidOptionsError: the message says which option of what is wrong, what was given, and what is allowed.
     """
     if type(options) is schema:  # And not of one that inherits from it: those of another strategy.
         return options
+    options = {} if options is None else options
     if not isinstance(options, Mapping):
         raise InvalidOptionsError(
             f"Options of {name!r} must be a mapping or {schema.__name__}, not {type(options).__name__}: {options!r}."
@@ -221,17 +231,81 @@ def validated_options(name: str, schema: type[Schema], options: Any) -> Schema:
     try:
         return schema.model_validate(given)
     except ValidationError as error:
-        lines = []
-        for problem in error.errors(include_url=False):
-            place = ".".join(str(part) for part in problem["loc"] if part not in TAGS)
-            if problem["type"] == "extra_forbidden":
-                known = list(schema.model_fields)
-                hint = nearest(place, known)
-                lines.append(f"unknown option {place!r}.{hint} Options: {', '.join(known) or 'none'}.")
-            else:
-                message = problem["msg"].removeprefix("Value error, ")
-                lines.append(f"{place}: {message}. Given: {problem['input']!r}." if place else f"{message}.")
-                option = schema.model_fields.get(str(problem["loc"][0])) if problem["loc"] else None
-                if option is not None and option.description:
-                    lines.append(f"({problem['loc'][0]}: {option.description})")
-        raise InvalidOptionsError(f"{name}: " + " ".join(lines)) from error
+        problems = error.errors(include_url=False)
+        raise InvalidOptionsError(f"{name}: " + " ".join(_explained(schema, each, example) for each in problems)) from error
+
+
+def _explained(schema: type[BaseModel], problem: Any, example: Mapping[str, Any]) -> str:
+    """Return in words what pydantic found to be wrong."""
+    loc = [part for part in problem["loc"] if part not in TAGS]
+    place, option = ".".join(map(str, loc)), str(loc[0]) if loc else ""
+    whole = schema.model_json_schema()
+    if problem["type"] == "extra_forbidden":
+        known = [key for kind in _kinds(whole, _demands(whole, loc[:-1])) for key in kind.get("properties", {})]
+        outer = f" of {'.'.join(map(str, loc[:-1]))}" if loc[1:] else ""
+        hint = nearest(str(loc[-1]), known)
+        return f"unknown option {place!r}.{hint} Options{outer}: {', '.join(known) or 'none'}."
+    message = problem["msg"].removeprefix("Value error, ")
+    if not place:
+        return f"{message}."
+    if problem["type"] == "missing":
+        shown = f", for example {option}={example[option]!r}" if place in example else ""
+        text = f"{place}: it has no default{shown}."
+    else:
+        text = f"{place}: {message}. Given: {problem['input']!r}."
+    if words := allowed(whole, _demands(whole, loc)):
+        text += f" Allowed: {words}."
+    if option in schema.model_fields and schema.model_fields[option].description:
+        text += f" ({option}: {schema.model_fields[option].description})"
+    return text
+
+
+def _demands(whole: Mapping[str, Any], loc: Sequence[Any]) -> Mapping[str, Any]:
+    """Return the part of the JSON schema `whole` that is about the place `loc`; empty where there is none."""
+    found: Mapping[str, Any] = whole
+    for part in loc:
+        inner: dict[str, Any] = {key: value for kind in _kinds(whole, found) for key, value in kind.items()}
+        if isinstance(part, int):
+            items = inner.get("prefixItems", [])
+            found = items[part] if part < len(items) else inner.get("items", {})
+        else:
+            found = inner.get("properties", {}).get(part) or inner.get("additionalProperties") or {}
+    return found
+
+
+def _kinds(whole: Mapping[str, Any], demands: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the alternatives that `demands` allows, each without a reference."""
+    choices = demands.get("anyOf", demands.get("oneOf", [demands]))
+    definitions = whole.get("$defs", {})
+    return [definitions[each["$ref"].rpartition("/")[2]] if "$ref" in each else each for each in choices]
+
+
+_BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+_TYPES = {"number": "a number", "integer": "an integer", "boolean": "True or False", "string": "a string", "null": "None"}
+
+
+def allowed(whole: Mapping[str, Any], demands: Mapping[str, Any]) -> str:
+    """Return in words what a JSON schema allows; empty where it does not say.
+
+    Args:
+        whole: the schema with its definitions.
+        demands: the part of it that is about one option.
+    """
+    return ", or ".join(filter(None, (_in_words(whole, kind) for kind in _kinds(whole, demands))))
+
+
+def _in_words(whole: Mapping[str, Any], kind: Mapping[str, Any]) -> str:
+    if "enum" in kind:
+        return " or ".join(map(repr, kind["enum"]))
+    if "properties" in kind:
+        fields = ", ".join(f"{key!r}: ..." for key in kind.get("required", kind["properties"]))
+        return f"a {str(kind.get('title', 'mapping')).lower()} {{{fields}}}"
+    if "prefixItems" in kind:
+        parts = [" or ".join(_in_words(whole, each) for each in _kinds(whole, part)) for part in kind["prefixItems"]]
+        return f"a pair ({', '.join(parts)})"
+    if "items" in kind:
+        return f"a list [{allowed(whole, kind['items'])}, ...]" + " that is not empty" * (kind.get("minItems") == 1)
+    if isinstance(kind.get("additionalProperties"), Mapping):
+        return f"a mapping {{name: {allowed(whole, kind['additionalProperties'])}}}"
+    bounds = [f"{word} {kind[key]}" for key, word in _BOUNDS.items() if key in kind]
+    return " ".join(filter(None, [_TYPES.get(str(kind.get("type")), ""), " and ".join(bounds)]))

@@ -135,6 +135,33 @@ def check_xla(model_class: Any, jit_compile: Any) -> None:
         raise ModelConflictError(f"XLA cannot compile this step. {reason}. Or compile with jit_compile=False.")
 
 
+def check_losses(model: Any) -> None:
+    """Raise `ModelConflictError` where `model` is not compiled with a loss of the kind that a strategy needs."""
+    losses = _seam.compiled_losses(model)
+    kinds = [described[0] for described in map(_seam.cross_entropy, losses) if described is not None]
+    for strategy in strategies_of(type(model)):
+        name, needs = strategy.declaration.name, strategy.declaration.needs
+        if not hooks_used(strategy, model.strategy_options[name]):
+            continue
+        if "classes" in needs and not kinds:
+            raise without_classes(name, losses)
+        if "one-hot labels" in needs and "sparse" in kinds:
+            raise ModelConflictError(
+                f"{name} mixes labels, which class numbers cannot be. Turn them into one-hot labels, "
+                "keras.utils.to_categorical(y), and compile with 'categorical_crossentropy'."
+            )
+
+
+def without_classes(strategy: str, losses: Iterable[Any]) -> ModelConflictError:
+    """Return the error of a `strategy` that looks at classes, where none of `losses` is one of theirs."""
+    given = ", ".join(str(getattr(loss, "name", None) or getattr(loss, "__name__", loss)) for loss in losses)
+    return ModelConflictError(
+        f"{strategy} needs an output of classes, trained by one of Keras's cross-entropies, and the model is "
+        f"trained by {given if given != 'None' else 'no loss'}. Compile it with 'categorical_crossentropy', "
+        "'sparse_categorical_crossentropy' or 'binary_crossentropy', or one of their classes."
+    )
+
+
 def check_composition(composition: Mapping[Any, Any]) -> None:
     """Raise `StrategyConflictError` where two strategies declare that, with their options, they cannot work together.
 
@@ -235,7 +262,9 @@ def _define_model(cls: Any) -> None:
             f"`strategy_options` of {cls.__name__} names {sorted(unknown)}, not among its bases: {names}."
         )
     composition = {
-        strategy: validated_options(name, strategy.declaration.options, given.get(name, {}))
+        strategy: validated_options(
+            name, strategy.declaration.options, given.get(name), strategy.declaration.example
+        )
         for name, strategy in zip(names, strategies, strict=True)
     }
     check_composition(composition)

@@ -87,6 +87,8 @@ class NonFiniteGradientError(TrainstepError):
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the closest of `allowed`, or an empty string."""
     names = {each.casefold(): each for each in allowed}
+    if name.casefold() in names:
+        return f" Did you mean {names[name.casefold()]!r}?"
     matches = [names[each] for each in difflib.get_close_matches(name.casefold(), names, n=3, cutoff=0.5)]
     if not matches:
         return ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainstep import registry
 from trainstep.composition import Spec, compose
-from trainstep.declaration import NEEDS, Cost, StrategyOptions
+from trainstep.declaration import NEEDS, Cost, StrategyOptions, allowed
 from trainstep.definition import hooks_used
 from trainstep.step import Strategy
 
@@ -170,7 +170,7 @@ class Description:
         lines = [self.name, "", self.text, "", f"Options: {self.options.get('description', '')}".rstrip()]
         for name, field in self.options.get("properties", {}).items():
             default = f"default: {field['default']!r}" if "default" in field else "required"
-            lines.append(f"  {name} ({default}{_allowed(field)})")
+            lines.append(f"  {name} ({default}; {allowed(self.options, field)})")
             lines.append(f"      {field.get('description', '')}")
         if not self.options.get("properties"):
             lines.append("  none")
@@ -185,17 +185,6 @@ class Description:
         lines += [f"Not with {other}: {reason}" for other, reason in self.conflicts.items()]
         lines += [f"With {other}: {note}" for other, note in self.notes.items()]
         return "\n".join(lines)
-
-
-_BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-
-
-def _allowed(field: dict[str, Any]) -> str:
-    """Return what the JSON schema of an option allows, in words."""
-    kinds = field.get("anyOf", field.get("oneOf", [field]))
-    choices = [repr(choice) for kind in kinds for choice in kind.get("enum", [])]
-    bounds = [f"{word} {kind[key]:g}" for kind in kinds for key, word in _BOUNDS.items() if key in kind]
-    return (f"; one of {', '.join(choices)}" if choices else "") + "".join(f"; {bound}" for bound in bounds)
 
 
 def describe(name: str, /) -> Description:

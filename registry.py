@@ -9,6 +9,7 @@ publish a class under the entry-point group `trainstep.strategies`, loaded at th
 
 import importlib.metadata
 import re
+import typing
 import warnings
 from typing import TypeVar
 
@@ -84,6 +85,15 @@ def _how_to_write(name: str) -> str:
     owners = [owner for owner in sorted(_strategies) if name in _strategies[owner].declaration.options.model_fields]
     if owners:
         return f" It is an option of {' and '.join(owners)}: write {{{owners[0]!r}: {{{name!r}: ...}}}}."
+    for owner in sorted(_strategies):
+        for option, field in _strategies[owner].declaration.options.model_fields.items():
+            if name.casefold() in typing.get_args(field.annotation):
+                return f" It is a choice of {owner}: write {{{owner!r}: {{{option!r}: {name.casefold()!r}}}}}."
+    if name.casefold() in _strategies:
+        return f" Did you mean {name.casefold()!r}?"
+    words = {owner: re.findall(r"[a-z0-9]+", _strategies[owner].declaration.summary.casefold()) for owner in names()}
+    if known := [owner for owner in words if re.sub(r"[^a-z0-9]", "", name.casefold()) in words[owner]]:
+        return f" Did you mean {' or '.join(map(repr, known))}?"
     return ""
 
 

@@ -34,7 +34,14 @@ import numpy as np
 import tensorflow as tf
 
 from trainstep import _seam, errors, reports
-from trainstep.definition import Declared, check_attributes, check_optimizer, check_xla, why_without_xla
+from trainstep.definition import (
+    Declared,
+    check_attributes,
+    check_losses,
+    check_optimizer,
+    check_xla,
+    why_without_xla,
+)
 from trainstep.errors import (
     ModelConflictError,
     NonFiniteGradientError,
@@ -260,7 +267,7 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
 
     @functools.wraps(keras.Model.compile)
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile as Keras does, and refuse an optimizer that does again what a strategy does."""
+        """Compile as Keras does, and refuse an optimizer or a loss that a strategy cannot work with."""
         forget_traces(self)
         self.check_model()
         given = _given(super().compile, args, kwargs)
@@ -276,6 +283,7 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
         if self.jit_compile and why_without_xla(type(self)):
             self.jit_compile = False  # Keras 3 decides for XLA by itself, where there is a GPU.
         check_optimizer(type(self), self.optimizer)  # Of which only a description may have been given.
+        check_losses(self)
         check_holds_state(self)
         _make_state(self)
 

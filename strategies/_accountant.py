@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import warnings
 from typing import Any
 
 from trainstep.errors import InvalidOptionsError
@@ -28,6 +29,12 @@ def spent_by(model: Any, *, num_examples: int, delta: float) -> float:
     updates, largest = int(state["updates"].numpy()), float(state["largest"].numpy())
     if not updates:
         return 0.0
+    if largest > num_examples:
+        warnings.warn(
+            f"dp_sgd: a batch had {largest:.0f} loss terms, more than num_examples={num_examples}: epsilon is that of "
+            "batches of all examples. Give the number of those you train on.",
+            stacklevel=2,
+        )
     return epsilon(
         noise_multiplier=model.strategy_options["dp_sgd"].noise_multiplier,
         sampling_probability=min(1.0, largest / num_examples),

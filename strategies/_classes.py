@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from trainstep import _seam
+from trainstep.definition import without_classes
 from trainstep.errors import ModelConflictError
 
 Kind = Literal["categorical", "sparse", "binary"]
@@ -77,12 +78,7 @@ def class_outputs(strategy: str, model: Any, y_pred: Any) -> list[Classes]:
             _check_all_count(strategy, loss)
             found.append(Classes(index, *described))
     if not found:
-        given = ", ".join(str(getattr(loss, "name", None) or getattr(loss, "__name__", loss)) for loss in losses)
-        raise ModelConflictError(
-            f"{strategy} needs an output of classes, trained by one of Keras's cross-entropies, and the model is "
-            f"trained by {given or 'no loss'}. Compile it with 'categorical_crossentropy', "
-            "'sparse_categorical_crossentropy' or 'binary_crossentropy', or one of their classes."
-        )
+        raise without_classes(strategy, losses)
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from trainstep import _seam
-from trainstep.errors import ModelConflictError, UnsupportedInputError
+from trainstep.errors import UnsupportedInputError
 from trainstep.replicas import assign, gather_over_replicas, place_among_replicas
 from trainstep.step import Batch
 
@@ -141,22 +141,15 @@ def of_rank(values: tf.Tensor, rank: int) -> tf.Tensor:
     return tf.reshape(values, tf.concat([tf.shape(values), [1] * (rank - len(values.shape))], axis=0))
 
 
-def check_labels(strategy: str, model: Any, y: Any) -> None:
+def check_labels(strategy: str, y: Any) -> None:
     """Refuse labels that cannot be mixed.
 
     Raises:
         UnsupportedInputError: there are none, or they are integers.
-        ModelConflictError: the loss takes them for class numbers.
     """
     labels = tf.nest.flatten(y)
     if None in labels:
         raise UnsupportedInputError(f"{strategy} mixes inputs and labels, and there are no labels. Pass `y` to `fit`.")
-    losses = [_seam.cross_entropy(loss) for loss in _seam.losses_of_outputs(model, y)]
-    if any(loss is not None and loss[0] == "sparse" for loss in losses):
-        raise ModelConflictError(
-            f"{strategy} mixes labels, which class numbers cannot be. Turn them into one-hot labels, "
-            "keras.utils.to_categorical(y), and compile with 'categorical_crossentropy'."
-        )
     for label in labels:
         if not isinstance(label, tf.Tensor) or not label.dtype.is_floating:
             found = label.dtype.name if isinstance(label, tf.Tensor) else type(label).__name__

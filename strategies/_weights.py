@@ -10,6 +10,12 @@ from trainstep.errors import ModelConflictError, nearest
 Value = TypeVar("Value")
 
 
+def check_names(strategy: str, model: Any, patterns: Mapping[str, Any]) -> None:
+    """Raise `ModelConflictError` where a pattern matches no weight of `model`, if it has them all already."""
+    if _seam.is_built(model) and model.trainable_variables:
+        matching(strategy, model.trainable_variables, patterns, otherwise=None)
+
+
 def matching(strategy: str, weights: Sequence[Any], patterns: Mapping[str, Value], otherwise: Value) -> list[Value]:
     """Return for each of `weights` the value of the last pattern its path matches; `otherwise` where none does.
 

@@ -22,7 +22,7 @@ from trainstep.gradients import dense
 from trainstep.registry import register
 from trainstep.step import Strategy, Update
 from trainstep.strategies._units import Outputs, axes_within, outputs_of
-from trainstep.strategies._weights import matching
+from trainstep.strategies._weights import check_names, matching
 from trainstep.strategies.gradient_clipping import differs
 
 _REASON = "both clip: one after the other is neither. Take one of them."
@@ -74,6 +74,11 @@ class AdaptiveGradientClipping(Strategy):
         cost=lambda options: Cost(time=1.0, memory="none: one pass over gradients and weights"),
         reports=lambda options: {} if math.isinf(options.clipping) else {"clipped": Report()},
     )
+
+    def check_model(self) -> None:
+        super().check_model()
+        excluded = self.strategy_options["adaptive_gradient_clipping"].exclude
+        check_names("adaptive_gradient_clipping", self, dict.fromkeys(excluded))
 
     def update_weights(self, update: Update) -> None:
         options = self.strategy_options["adaptive_gradient_clipping"]

@@ -101,7 +101,7 @@ class Cutmix(Strategy):
 
     def _pasted(self, batch: Batch) -> Batch:
         options, places = self.strategy_options["cutmix"], images_among("cutmix", batch.x)
-        check_labels("cutmix", self, batch.y)
+        check_labels("cutmix", batch.y)
         _seam.ensure_built(self, batch.x)  # There is no state of ours before.
         if not self.trainable_variables:
             return batch

@@ -32,7 +32,7 @@ from trainstep.replicas import assign
 from trainstep.step import Batch, Evaluation, Strategy, summed_gradients
 from trainstep.strategies._classes import share_of_mean
 from trainstep.strategies._tasks import ByTask, backward_weighted, evaluated_by_task
-from trainstep.strategies._weights import matching
+from trainstep.strategies._weights import check_names, matching
 
 _MOST = 64
 """Outputs a model may have: state is made before it is known how many there are."""
@@ -115,6 +115,11 @@ class Gradnorm(Strategy):
         ),
     )
 
+    def check_model(self) -> None:
+        super().check_model()
+        shared = self.strategy_options["gradnorm"].shared
+        check_names("gradnorm", self, {} if shared is None else {shared: True})
+
     def compute_gradients(self, batch: Batch) -> Evaluation:
         options = self.strategy_options["gradnorm"]
         if not options.learning_rate:
@@ -126,7 +131,7 @@ class Gradnorm(Strategy):
 
         def weighted(index: int, output: tf.Tensor) -> tf.Tensor:
             if index >= _MOST:
-                raise ModelConflictError(f"gradnorm takes {_MOST} outputs at most, and the model has more.")
+                raise ModelConflictError(f"gradnorm takes {_MOST} outputs at most, and the loss depends on output number {index + 1}.")
             return backward_weighted(output, weights[index])
 
         found = evaluated_by_task("gradnorm", self, super().compute_gradients, batch, weighted)

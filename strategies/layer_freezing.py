@@ -22,7 +22,7 @@ from trainstep.gradients import dense
 from trainstep.registry import register
 from trainstep.replicas import assign
 from trainstep.step import Strategy, Update
-from trainstep.strategies._weights import matching
+from trainstep.strategies._weights import check_names, matching
 
 
 def _ordered(span: tuple[int, int | None]) -> tuple[int, int | None]:
@@ -68,6 +68,10 @@ class LayerFreezing(Strategy):
         ),
         state=lambda options: {"updates": Slot(dtype="int32")} if options.frozen else {},
     )
+
+    def check_model(self) -> None:
+        super().check_model()
+        check_names("layer_freezing", self, self.strategy_options["layer_freezing"].frozen)
 
     def update_weights(self, update: Update) -> None:
         spans = self.strategy_options["layer_freezing"].frozen

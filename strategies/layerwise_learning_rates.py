@@ -27,7 +27,7 @@ from trainstep.declaration import Cost, Declaration, Stage, StrategyOptions
 from trainstep.registry import register
 from trainstep.replicas import assign
 from trainstep.step import Strategy, Update
-from trainstep.strategies._weights import matching
+from trainstep.strategies._weights import check_names, matching
 
 Multiplier = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -64,6 +64,10 @@ class LayerwiseLearningRates(Strategy):
         passes_through=lambda options: ("update_weights",) if options.decay == 1 and not options.multipliers else (),
         cost=lambda options: Cost(memory="one copy, within the step, of the weights with a multiplier other than 1"),
     )
+
+    def check_model(self) -> None:
+        super().check_model()
+        check_names("layerwise_learning_rates", self, self.strategy_options["layerwise_learning_rates"].multipliers)
 
     def update_weights(self, update: Update) -> None:
         options, weights = self.strategy_options["layerwise_learning_rates"], self.trainable_variables

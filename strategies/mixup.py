@@ -106,7 +106,7 @@ class Mixup(Strategy):
                 "and make sparse tensors dense, before `fit`; for tokens, mix the output of an embedding instead, as "
                 "the input of a model of its own."
             )
-        check_labels("mixup", self, batch.y)
+        check_labels("mixup", batch.y)
         _seam.ensure_built(self, batch.x)  # There is no state of ours before.
         if not self.trainable_variables:
             return batch

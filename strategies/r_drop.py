@@ -5,9 +5,11 @@
 Half of what the paper minimizes, L(y, p1) + L(y, p2) + alpha/2 (...): so that `alpha` is the paper's, and the learning
 rate and the regularizers those of a plain step. (Its authors' code has both, the sum and the mean.)
 
-As in the paper the batch is repeated and passes once, at twice its size: a step costs about twice a plain one, and the
-activations of twice the batch are kept. Batch-norm statistics are updated once, by both halves; before any dropout
-they are those of the batch itself. Regularizers count once. Predictions and metrics are of the first half.
+As in the paper the batch is repeated and passes once, at twice its size: from the first layer on that draws random
+numbers, where the net is a graph of Keras's own layers up to there, and else from the input. So a step costs between
+one plain one and two, and so many more activations are kept. Batch-norm statistics are updated once, by both halves;
+before any dropout they are those of the batch itself. Regularizers count once. Predictions and metrics are of the
+first half.
 
 Wu et al., "R-Drop: Regularized Dropout for Neural Networks", NeurIPS 2021, equations 2 to 4 and algorithm 1,
 https://arxiv.org/abs/2106.14448
@@ -15,6 +17,7 @@ https://arxiv.org/abs/2106.14448
 
 from typing import Annotated, Any
 
+import keras
 import tensorflow as tf
 from pydantic import Field
 
@@ -33,15 +36,6 @@ class RDropOptions(StrategyOptions):
     alpha: Annotated[Scheduled, Within(ge=0)] = Field(
         default=1.0, description="Weight of the divergence, in loss per nat, or a schedule of it; 0: one pass."
     )
-
-
-def repeated(value: Any) -> Any:
-    """Return a tensor followed by itself, along its first dimension; a None stays None."""
-    if value is None:
-        return None
-    if isinstance(value, tf.SparseTensor):
-        return tf.sparse.concat(0, [value, value])
-    return _seam.with_mask(tf.concat([value, value], axis=0), repeated(_seam.mask_of(value)))
 
 
 @register
@@ -78,14 +72,14 @@ class RDrop(Strategy):
         alpha = self.strategy_options["r_drop"].alpha
         if is_always(alpha, 0):
             return super().compute_objective(batch)
-        _check_size_is_free(self)
+        _check_keeps_no_state(self)
         # Of a sum that of both passes is their mean with halved weights.
         weights = weighed(self, batch, 0.5) if _seam.sums_its_loss(self) else batch.sample_weight
         twice = batch._replace(
-            x=tf.nest.map_structure(repeated, batch.x),
-            y=tf.nest.map_structure(repeated, batch.y),
-            sample_weight=tf.nest.map_structure(repeated, weights),
-            extra=tf.nest.map_structure(repeated, dict(batch.extra)),
+            x=tf.nest.map_structure(_seam.repeated, batch.x),
+            y=tf.nest.map_structure(_seam.repeated, batch.y),
+            sample_weight=tf.nest.map_structure(_seam.repeated, weights),
+            extra=tf.nest.map_structure(_seam.repeated, dict(batch.extra)),
         )
         objective = super().compute_objective(twice)
         first, second = (_half(objective.y_pred, which) for which in (0, 1))
@@ -107,10 +101,10 @@ def _half(y_pred: Any, which: int) -> Any:
     return tf.nest.map_structure(of, y_pred)
 
 
-def _check_size_is_free(model: Any) -> None:
-    for tensor in getattr(model, "inputs", None) or ():
-        if tensor.shape[0] is not None:
+def _check_keeps_no_state(model: Any) -> None:
+    for layer in _seam.layers_of(model):
+        if isinstance(layer, keras.layers.RNN) and layer.stateful:
             raise ModelConflictError(
-                f"r_drop passes a batch of twice the size, and the input {tensor.name!r} of the model has room for "
-                f"{tensor.shape[0]} examples only. Make it with `shape=`, not `batch_shape=` or `batch_size=`."
+                f"r_drop passes a batch of twice the size, and the layer {layer.name!r} keeps a state for each example "
+                "of one. Make it with stateful=False."
             )

@@ -84,6 +84,11 @@ class Recompute(Strategy):
         ),
     )
 
+    def check_model(self) -> None:
+        super().check_model()
+        if _seam.is_built(self):
+            chosen_layers(self, self.strategy_options["recompute"].layers)
+
     def compute_objective(self, batch: Batch) -> Objective:
         patterns = self.strategy_options["recompute"].layers
         if not patterns:

@@ -1,5 +1,7 @@
 """R-Drop: two passes of a batch, with different masks of dropout, are to predict the same."""
 
+from typing import ClassVar
+
 import keras
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from nets import (
 from runs import run
 
 import trainstep
-from trainstep import errors
+from trainstep import _seam, errors
 
 CLASSES = Task(classes=True)
 TOKENS = tokens(EXAMPLES)
@@ -146,9 +148,108 @@ def test_a_model_that_predicts_no_classes_is_refused():
         model.fit(CLASSES.x, CLASSES.x[:, :1], verbose=0)
 
 
-def test_a_model_for_batches_of_one_size_is_refused():
+def test_a_layer_that_keeps_a_state_for_each_example_is_refused():
+    x = keras.Input(batch_shape=(BATCH, 6))
+    h = keras.layers.LSTM(2, stateful=True, name="memory")(keras.layers.Reshape((6, 1))(x))
+    model = trainstep.apply(keras.Model(x, keras.layers.Dense(3, "softmax")(h)), "r_drop")
+    model.compile(sgd(), "categorical_crossentropy")
+    with pytest.raises(errors.ModelConflictError, match="'memory' keeps a state for each example"):
+        model.train_on_batch(CLASSES.x[:BATCH], CLASSES.y[:BATCH])
+
+
+def test_a_model_that_was_made_for_batches_of_one_size_trains_on_any():
     x = keras.Input(batch_shape=(BATCH, 6))
     model = trainstep.apply(keras.Model(x, keras.layers.Dense(3, "softmax")(x)), "r_drop")
     model.compile(sgd(), "categorical_crossentropy")
-    with pytest.raises(errors.ModelConflictError, match="has room for 4 examples only"):
-        model.train_on_batch(CLASSES.x[:BATCH], CLASSES.y[:BATCH])
+    assert np.isfinite(model.fit(CLASSES.x, CLASSES.y, batch_size=BATCH, verbose=0).history["loss"]).all()
+
+
+# --- What both passes have in common passes once ----------------------------------------------------------------------
+
+
+class Counting(keras.layers.Dense):
+    """Notes of how many examples the batches are that it sees."""
+
+    seen: ClassVar[list[int | None]] = []
+
+    def call(self, inputs):
+        Counting.seen.append(inputs.shape[0])
+        return super().call(inputs)
+
+
+Counting.__module__ = keras.layers.Dense.__module__  # Layers of others may draw numbers by themselves.
+
+
+def sequential(*layers) -> keras.Model:
+    return keras.Sequential([keras.Input((6,)), *layers, keras.layers.Dense(3, "softmax")])
+
+
+def late_dropout() -> keras.Model:
+    return sequential(Counting(5), keras.layers.BatchNormalization(), Counting(4), keras.layers.Dropout(0.5), Counting(4))
+
+
+def around_dropout() -> keras.Model:
+    """Return a net in which something goes past the dropout."""
+    x = keras.Input((6,))
+    before = Counting(4)(Counting(5)(x))
+    after = Counting(4)(keras.layers.Dropout(0.5)(before))
+    return keras.Model(x, keras.layers.Dense(3, "softmax")(keras.layers.Add()([before, after])))
+
+
+def of_two_branches() -> keras.Model:
+    """Return a net of which one branch draws, and the other begins at the input, too."""
+    x = keras.Input((6,))
+    drawn = Counting(4)(keras.layers.Dropout(0.5)(Counting(5)(x)))
+    return keras.Model(x, keras.layers.Dense(3, "softmax")(keras.layers.Add()([drawn, Counting(4)(x)])))
+
+
+class OwnNoise(keras.layers.Layer):
+    """A layer of a user, which may do anything."""
+
+    def call(self, inputs):
+        return inputs
+
+
+def of_own_layers() -> keras.Model:
+    return sequential(Counting(5), OwnNoise(), Counting(4), keras.layers.Dropout(0.5))
+
+
+def of_a_subclass() -> keras.Model:
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first, self.drop, self.out = Counting(4), keras.layers.Dropout(0.5), keras.layers.Dense(3, "softmax")
+
+        def call(self, x, training=None):
+            return self.out(self.drop(self.first(x), training=training))
+
+    return Net()
+
+
+@pytest.mark.parametrize(
+    ("build", "seen"),
+    [
+        (late_dropout, [4, 4, 8]),
+        (around_dropout, [4, 4, 8]),
+        (of_two_branches, [8, 8, 8]),
+        (of_own_layers, [4, 8]),
+        (of_a_subclass, [8]),
+    ],
+)
+def test_what_comes_before_the_first_random_number_passes_once(build, seen):
+    """Of a batch of four: only where nothing goes past the layer from which on it is repeated."""
+    model = trainstep.apply(build(), "r_drop")
+    model.compile(sgd(), "categorical_crossentropy", run_eagerly=True)
+    model.predict(CLASSES.x[:BATCH], verbose=0)
+    Counting.seen.clear()
+    model.train_on_batch(CLASSES.x[:BATCH], CLASSES.y[:BATCH])
+    assert sorted(Counting.seen) == seen
+
+
+@pytest.mark.parametrize("build", [late_dropout, around_dropout])
+def test_passing_once_what_is_the_same_changes_nothing(build, monkeypatch, assert_close):
+    """Beside a net that is repeated from its input on, with the same masks of dropout."""
+    workload = workload_for(lambda task: build(), CLASSES)
+    once = run(workload, "r_drop", {"alpha": 3.0})
+    monkeypatch.setattr(_seam, "_last_before_chance", lambda model: None)
+    assert_close(run(workload, "r_drop", {"alpha": 3.0}).variables, once.variables)
