@@ -185,7 +185,9 @@ def sequential(*layers) -> keras.Model:
 
 
 def late_dropout() -> keras.Model:
-    return sequential(Counting(5), keras.layers.BatchNormalization(), Counting(4), keras.layers.Dropout(0.5), Counting(4))
+    return sequential(
+        Counting(5), keras.layers.BatchNormalization(), Counting(4), keras.layers.Dropout(0.5), Counting(4)
+    )
 
 
 def around_dropout() -> keras.Model:

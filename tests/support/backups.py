@@ -1,11 +1,12 @@
-"""Training with backups, stopped in the middle; run as a script, killed there.
+"""Training with backups, a copy of which is kept from the middle of a run; as a script, killed there in the end.
 
 python backups.py FOLDER
 """
 
-import json
 import os
 import pathlib
+import pickle
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -57,6 +58,10 @@ CASES = [
 ]
 
 
+KILLED = len(CASES) - 1
+"""The case whose run was never backed up, and once more was, and ended in the middle, by signal 9, with its process."""
+
+
 def build(task: Task = NUMBERS, *, norm: bool = True) -> keras.Model:
     """Return a net with batch norm, unless told otherwise, and with dropout whose random state can be kept."""
     random = getattr(keras.backend, "experimental", None)  # Of Keras 2, where a layer decides as it is made.
@@ -103,8 +108,26 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Keep(Stop):
+    """Keeps what is in the folder `backup` at the moment at which it would stop, and does not stop."""
+
+    def __init__(self, count: int, backup: pathlib.Path, kept: pathlib.Path) -> None:
+        super().__init__(count, self.keep)
+        self.backup, self.kept = backup, kept
+
+    def keep(self) -> None:
+        if not self.kept.exists():
+            shutil.copytree(self.backup, self.kept)
+
+
 def backup_of(folder: pathlib.Path, index: int) -> str:
-    return str(folder / str(index))
+    """Return the folder of the backup from the middle of a run."""
+    return str(folder / f"{index}-kept")
+
+
+def whole_of(folder: pathlib.Path, index: int) -> Run:
+    """Return what that run was in the end."""
+    return pickle.loads((folder / f"{index}.pickle").read_bytes())
 
 
 def train(case: Case, *callbacks: keras.callbacks.Callback) -> Run:
@@ -127,11 +150,13 @@ def main(folder: pathlib.Path) -> None:
     # As in `conftest.py`: with more threads convolutions sum in another order.
     tf.config.threading.set_intra_op_parallelism_threads(1)
     for index, case in enumerate(CASES):
-        last = index == len(CASES) - 1
-        try:
-            train(case, backing_up(backup_of(folder, index), case.save_freq), Stop(case.stop, kill if last else fail))
-        except StoppedError:
-            print(json.dumps(case.spec), flush=True)
+        if index == KILLED:
+            whole = train(case)
+        else:
+            backup, kept = folder / str(index), pathlib.Path(backup_of(folder, index))
+            whole = train(case, backing_up(str(backup), case.save_freq), Keep(case.stop, backup, kept))
+        (folder / f"{index}.pickle").write_bytes(pickle.dumps(whole))
+    train(CASES[KILLED], backing_up(backup_of(folder, KILLED), CASES[KILLED].save_freq), Stop(CASES[KILLED].stop, kill))
 
 
 if __name__ == "__main__":

@@ -59,13 +59,23 @@ class Subclassed(keras.Model):
 
 
 def companies() -> list[list[str]]:
-    """Return strategies that see gradients and weights alone, which all processes share, in as few nets as they can."""
+    """Return strategies that share a net, as many as go together: of those that evaluate it three at most."""
     groups: list[list[str]] = []
     for name in NAMES:
-        fewer_updates = stage_of(name) == trainstep.Stage.ACCUMULATION  # For all others, too.
-        if not (name in EVALUATING or is_judged(name) or fewer_updates):
-            group = next((group for group in groups if not any(conflict(name, other) for other in group)), None)
-            groups.append([name]) if group is None else group.append(name)
+        alone = stage_of(name) in (
+            trainstep.Stage.ACCUMULATION,
+            trainstep.Stage.LOSS_SCALING,
+        )  # Fewer updates; 16 bits.
+        if alone or is_judged(name) or name in OWN:
+            continue
+        evaluating = name in EVALUATING
+        for group in groups:
+            alike = (group[0] in EVALUATING) == evaluating
+            if alike and len(group) < (3 if evaluating else 99) and not any(conflict(name, other) for other in group):
+                group.append(name)
+                break
+        else:
+            groups.append([name])
     return groups
 
 
@@ -76,14 +86,16 @@ def is_judged(name: str) -> bool:
     return "evaluation_weights" in vars(trainstep.get(name))
 
 
+# A long ascent: after a short one the two gradients are so nearly parallel that rounding decides where they differ.
+OWN = {"look_sam": {"look_sam": {"rho": 0.5}}}
+"""Strategies that are to be trained with these options."""
 COMPANIES = companies()
 SCENARIO_OF = {name: "+".join(group) for group in COMPANIES for name in group}
 """The scenario in which a strategy is trained, where it has none of its own name."""
 SCENARIOS: dict[str, tuple[Callable[[], keras.Model], Any]] = {
-    **{"+".join(group): (dense, spec_of(*group)) for group in COMPANIES},
+    **{"+".join(group): (functools.partial(dense, task_of(*group)), spec_of(*group)) for group in COMPANIES},
     **{name: (functools.partial(dense, task_of(name)), spec_of(name)) for name in NAMES if name not in SCENARIO_OF},
-    # A long ascent: after a short one the two gradients are so nearly parallel that rounding decides where they differ.
-    "look_sam": (dense, {"look_sam": {"rho": 0.5}}),
+    **{name: (dense, spec) for name, spec in OWN.items()},
     "full stack": (dense, FULL),
     "deferred build": (deferred, {**FULL, "mixed_precision": {"dtype": "bfloat16"}}),
     "subclassed": (Subclassed, FULL),
