@@ -232,7 +232,9 @@ def validated_options(
         return schema.model_validate(given)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        raise InvalidOptionsError(f"{name}: " + " ".join(_explained(schema, each, example) for each in problems)) from error
+        raise InvalidOptionsError(
+            f"{name}: " + " ".join(_explained(schema, each, example) for each in problems)
+        ) from error
 
 
 def _explained(schema: type[BaseModel], problem: Any, example: Mapping[str, Any]) -> str:
@@ -281,7 +283,13 @@ def _kinds(whole: Mapping[str, Any], demands: Mapping[str, Any]) -> list[Mapping
 
 
 _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-_TYPES = {"number": "a number", "integer": "an integer", "boolean": "True or False", "string": "a string", "null": "None"}
+_TYPES = {
+    "number": "a number",
+    "integer": "an integer",
+    "boolean": "True or False",
+    "string": "a string",
+    "null": "None",
+}
 
 
 def allowed(whole: Mapping[str, Any], demands: Mapping[str, Any]) -> str:

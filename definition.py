@@ -262,9 +262,7 @@ def _define_model(cls: Any) -> None:
             f"`strategy_options` of {cls.__name__} names {sorted(unknown)}, not among its bases: {names}."
         )
     composition = {
-        strategy: validated_options(
-            name, strategy.declaration.options, given.get(name), strategy.declaration.example
-        )
+        strategy: validated_options(name, strategy.declaration.options, given.get(name), strategy.declaration.example)
         for name, strategy in zip(names, strategies, strict=True)
     }
     check_composition(composition)

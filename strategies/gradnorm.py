@@ -131,7 +131,9 @@ class Gradnorm(Strategy):
 
         def weighted(index: int, output: tf.Tensor) -> tf.Tensor:
             if index >= _MOST:
-                raise ModelConflictError(f"gradnorm takes {_MOST} outputs at most, and the loss depends on output number {index + 1}.")
+                raise ModelConflictError(
+                    f"gradnorm takes {_MOST} outputs at most, and the loss depends on output number {index + 1}."
+                )
             return backward_weighted(output, weights[index])
 
         found = evaluated_by_task("gradnorm", self, super().compute_gradients, batch, weighted)

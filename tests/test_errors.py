@@ -2,6 +2,7 @@
 
 import inspect
 import pathlib
+import re
 
 import keras
 import numpy as np
@@ -134,7 +135,7 @@ def test_a_wrong_value_is_named_with_what_is_allowed_and_what_was_given():
         trainstep.plan("gradient_accumulation", steps=0)
     assert str(caught.value) == (
         "gradient_accumulation: steps: Input should be greater than or equal to 1. Given: 0. "
-        "(steps: Micro-batches per update; 1 accumulates nothing.)"
+        "Allowed: an integer at least 1. (steps: Micro-batches per update; 1 accumulates nothing.)"
     )
 
 
@@ -151,13 +152,110 @@ def test_a_bool_is_not_a_number():
             trainstep.plan("gradient_accumulation", steps=value)
 
 
-@pytest.mark.parametrize("options", [4, "steps", [("steps", 4)], None])
+@pytest.mark.parametrize("options", [4, "steps", [("steps", 4)]])
 def test_options_that_are_no_mapping(options):
     with pytest.raises(
         errors.InvalidOptionsError, match="Options of 'gradient_accumulation' must be a mapping"
     ) as caught:
         trainstep.plan({"gradient_accumulation": options})
     assert repr(options) in str(caught.value)
+
+
+def test_none_stands_for_the_defaults():
+    assert trainstep.plan({"gradient_accumulation": None}) == trainstep.plan("gradient_accumulation")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        (
+            "recompute",
+            {},
+            "layers: it has no default, for example layers=('hidden*',). Allowed: a list [a string, ...].",
+        ),
+        ("recompute", {"layers": "conv"}, "Given: 'conv'. Allowed: a list [a string, ...]."),
+        ("trades", {"clip_range": 3}, "Allowed: a pair (a number, a number), or None."),
+        ("trades", {"inputs": ()}, "Allowed: a list [a string, ...] that is not empty, or None."),
+        ("ema", {"decay": 2.0}, "Given: 2.0. Allowed: a number at least 0 and below 1, or None."),
+        (
+            "sam",
+            {"rho": -1.0},
+            "Allowed: a number at least 0, or a schedule {'start': ..., 'end': ..., 'updates': ...}.",
+        ),
+        ("sam", {"rho": {"start": 1.0, "end": 0.0}}, "rho.updates: it has no default. Allowed: an integer at least 1"),
+        (
+            "sam",
+            {"rho": {"begin": 1.0}},
+            "Options of rho: start, end, updates, first, curve.",
+        ),
+        ("sam", {"adaptive": 1}, "Given: 1. Allowed: True or False."),
+        ("sam", {"per": "step"}, "Allowed: 'batch' or 'window'."),
+        ("layer_freezing", {"frozen": {"a": 3}}, "Given: 3. Allowed: a pair (an integer, an integer or None)."),
+        ("layer_freezing", {"frozen": 3}, "Allowed: a mapping {name: a pair (an integer, an integer or None)}."),
+    ],
+)
+def test_what_an_option_allows_is_said_in_words(name, options, words):
+    with pytest.raises(errors.InvalidOptionsError, match=re.escape(words)):
+        trainstep.plan(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("pgd", "It is a choice of adversarial: write {'adversarial': {'attack': 'pgd'}}."),
+        ("FGSM", "It is a choice of adversarial: write {'adversarial': {'attack': 'fgsm'}}."),
+        ("SAM", "Did you mean 'sam'?"),
+        ("ASAM", "Did you mean 'sam'?"),
+        ("AutoClip", "Did you mean 'percentile_clipping'?"),
+        ("VAT", "Did you mean 'virtual_adversarial'?"),
+        ("agc", "Did you mean 'adaptive_gradient_clipping'?"),
+    ],
+)
+def test_a_name_people_know_a_method_by_leads_to_the_strategy(name, hint):
+    with pytest.raises(errors.UnknownStrategyError, match=re.escape(hint)):
+        trainstep.plan(name)
+
+
+def named() -> keras.Model:
+    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(3, name="hidden")])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("adaptive_gradient_clipping", {"exclude": ("hiden",)}),
+        ("gradnorm", {"shared": "hiden"}),
+        ("layer_freezing", {"frozen": {"hiden": (0, None)}}),
+        ("layerwise_learning_rates", {"multipliers": {"hiden": 2.0}}),
+        ("recompute", {"layers": ("hiden",)}),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_refused_before_any_data_is_read(name, options):
+    """By `apply` where the model has its weights, and else in the first step."""
+    with pytest.raises(errors.ModelConflictError, match=f"{name}: no .*'hiden'.* Did you mean 'hidden'"):
+        trainstep.apply(named(), name, **options)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "classes" in declaration(name).needs])
+def test_a_loss_that_is_of_no_classes_is_refused_before_any_data_is_read(name):
+    """By `compile`, and by `apply` where the model is compiled; not where the strategy does nothing."""
+    message = f"{name} needs an output of classes.*trained by mean_squared_error"
+    model = trainstep.apply(named(), spec_of(name))
+    with pytest.raises(errors.ModelConflictError, match=message):
+        model.compile("sgd", "mse")
+    compiled = named()
+    compiled.compile("sgd", "mse")
+    with pytest.raises(errors.ModelConflictError, match=message):
+        trainstep.apply(compiled, spec_of(name))
+    if declaration(name).neutral is not None:
+        trainstep.apply(named(), {name: dict(declaration(name).neutral)}).compile("sgd", "mse")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "one-hot labels" in declaration(name).needs])
+def test_a_loss_of_class_numbers_is_refused_where_labels_are_mixed(name):
+    model = trainstep.apply(named(), name)
+    with pytest.raises(errors.ModelConflictError, match=f"{name} mixes labels, which class numbers cannot be"):
+        model.compile("sgd", "sparse_categorical_crossentropy")
 
 
 def test_options_of_another_strategy():

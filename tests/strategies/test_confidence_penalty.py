@@ -8,7 +8,7 @@ from nets import BATCH, Task, TimesWeight, dense, functional, one_weight, sgd, w
 from runs import prepared, run
 
 import trainstep
-from trainstep import _seam, errors
+from trainstep import _seam
 
 CLASSES = Task(classes=True)
 
@@ -118,13 +118,6 @@ def test_of_several_units_it_is_the_mean_as_the_loss_is():
         model.train_on_batch(np.full((1, 1), 2.0), np.ones((1, units)))
         left.append(weight_of(model))
     assert left[1] == pytest.approx(left[0], rel=1e-6)
-
-
-def test_a_model_that_predicts_no_classes_is_refused():
-    model = trainstep.apply(dense(), "confidence_penalty")
-    model.compile(sgd(), "mse")
-    with pytest.raises(errors.ModelConflictError, match=r"needs an output of classes.*trained by mean_squared_error"):
-        model.fit(CLASSES.x, CLASSES.x[:, :1], verbose=0)
 
 
 def test_a_weight_with_a_name_is_for_the_output_of_that_name():

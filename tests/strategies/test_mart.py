@@ -166,13 +166,6 @@ def test_epsilon_and_beta_may_be_on_a_schedule():
     assert is_finite(run(workload_for(dense, CLASSES), "mart", {"epsilon": schedule, "beta": {**schedule, "end": 6.0}}))
 
 
-def test_a_model_that_predicts_no_classes_is_refused():
-    model = trainstep.apply(dense(), "mart")
-    model.compile(sgd(), "mse")
-    with pytest.raises(errors.ModelConflictError, match=r"needs an output of classes.*trained by mean_squared_error"):
-        model.fit(CLASSES.x, CLASSES.x[:, :1], verbose=0)
-
-
 @pytest.mark.parametrize("other", ["adversarial", "trades"])
 def test_there_is_one_attack_at_a_time(other):
     with pytest.raises(errors.StrategyConflictError, match="one would attack what the other has made"):

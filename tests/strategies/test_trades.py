@@ -8,7 +8,6 @@ from nets import BATCH, Task, dense, one_weight, sgd, weight_of, workload_for
 from runs import assert_same, is_finite, prepared, run
 
 import trainstep
-from trainstep import errors
 from trainstep._seam import KERAS_3
 from trainstep.step import Batch
 from trainstep.strategies._balls import l2_norm
@@ -178,13 +177,6 @@ def test_beta_and_epsilon_may_be_on_a_schedule():
     schedule = {"start": 0.0, "end": 0.25, "updates": 4}
     result = run(workload_for(dense, CLASSES), "trades", {"epsilon": schedule, "beta": {**schedule, "end": 6.0}})
     assert is_finite(result)
-
-
-def test_a_model_that_predicts_no_classes_is_refused():
-    model = trainstep.apply(dense(), "trades")
-    model.compile(sgd(), "mse")
-    with pytest.raises(errors.ModelConflictError, match=r"needs an output of classes.*trained by mean_squared_error"):
-        model.fit(CLASSES.x, CLASSES.x[:, :1], verbose=0)
 
 
 def test_the_cost_is_that_of_the_attack_and_of_two_examples_for_one():
