@@ -44,6 +44,20 @@ TARGETS = {"sam": 2.05, "sam interval=5": 1.22, "r_drop": 1.8, "dp_sgd": 5.0}
 """Limits of a step in plain ones, where they are not those that a strategy declares."""
 
 
+def dropout_cnn() -> keras.Model:
+    """Return the net of `step_cost` with half of its dense units dropped."""
+    return trainstep.models.build("cnn", input_shape=(28, 28, 1), classes=CLASSES, dropout=0.5)
+
+
+def dropped_input_cnn() -> keras.Model:
+    """Return the net of `step_cost` with a tenth of its input dropped."""
+    plain, inputs = cnn(), keras.Input((28, 28, 1))
+    h = keras.layers.Dropout(0.1)(inputs)
+    for layer in plain.layers[1:]:
+        h = layer(h)
+    return keras.Model(inputs, h)
+
+
 def small_cnn() -> keras.Model:
     """Return a convolutional net that takes images of any size, which the one of `step_cost` does not."""
     inputs = keras.Input((28, 28, 1))
@@ -81,17 +95,23 @@ class Net:
 
 NETS = {
     "cnn": Net(cnn, one_hot, "categorical_crossentropy"),
+    "cnn with dropout": Net(dropout_cnn, one_hot, "categorical_crossentropy"),
+    "cnn with dropout of its input": Net(dropped_input_cnn, one_hot, "categorical_crossentropy"),
     "cnn of any size": Net(small_cnn, one_hot, "categorical_crossentropy"),
     "cnn of two outputs": Net(two_outputs, of_two_outputs, {"kind": "categorical_crossentropy", "number": "mse"}),
 }
 
 
-def net_of(name: str) -> str:
-    """Return the name of the net that `name` is measured on: the first that has what it needs."""
-    declaration = trainstep.get(name).declaration
-    if "outputs" in declaration.needs:
-        return "cnn of two outputs"
-    return "cnn of any size" if "images of any size" in declaration.needs else "cnn"
+NETS_OF = {"r_drop": ["cnn with dropout", "cnn with dropout of its input"]}
+"""Nets of a strategy whose cost hangs on the net."""
+
+
+def nets_of(name: str) -> list[str]:
+    """Return the names of the nets that `name` is measured on: the first that has what it needs, if not said above."""
+    needs = trainstep.get(name).declaration.needs
+    if "outputs" in needs:
+        return ["cnn of two outputs"]
+    return NETS_OF.get(name, ["cnn of any size" if "images of any size" in needs else "cnn"])
 
 
 def subjects(name: str, examples: dict[str, Any]) -> list[Subject]:
@@ -116,7 +136,7 @@ def rows_of(names: list[str], rounds: int) -> list[Row]:
         examples = {name: {**example, **({"teacher": teacher} if "teacher" in example else {})}
                     for name, example in examples.items()}  # fmt: skip
         for label, net in NETS.items():
-            entries = [subject for name in names if net_of(name) == label for subject in subjects(name, examples)]
+            entries = [subject for name in names if label in nets_of(name) for subject in subjects(name, examples)]
             # A few at a time: all models of a group are in memory at once.
             for start in range(0, len(entries), 6):
                 control = Subject("standard", "standard", against="standard")

@@ -22,8 +22,8 @@ from trainstep.gradients import dense
 from trainstep.registry import register
 from trainstep.step import Strategy, Update
 from trainstep.strategies._units import Outputs, axes_within, outputs_of
+from trainstep.strategies._updates import differs
 from trainstep.strategies._weights import check_names, matching
-from trainstep.strategies.gradient_clipping import differs
 
 _REASON = "both clip: one after the other is neither. Take one of them."
 

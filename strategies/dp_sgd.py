@@ -29,7 +29,7 @@ from trainstep.registry import register
 from trainstep.replicas import assign
 from trainstep.step import Batch, Evaluation, Strategy, Update, num_loss_terms
 from trainstep.strategies import _accountant, _ghost_norms, _per_example
-from trainstep.strategies.gradient_noise import add_noise
+from trainstep.strategies._updates import add_noise
 
 
 class DpSgdOptions(StrategyOptions):

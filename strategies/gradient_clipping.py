@@ -18,9 +18,10 @@ import tensorflow as tf
 from pydantic import Field, model_validator
 
 from trainstep.declaration import Cost, Declaration, Report, Stage, StrategyOptions
-from trainstep.gradients import Gradients, dense, scale
+from trainstep.gradients import Gradients, dense
 from trainstep.registry import register
 from trainstep.step import Strategy, Update
+from trainstep.strategies._updates import clip_by_norm, differs
 
 _BOUND = "Largest {} after clipping, in units of the gradient; infinity clips nothing."
 _ADVICE = "Keep the strategy and drop the optimizer's argument: only the strategy clips the summed, unscaled gradient."
@@ -54,18 +55,6 @@ def bound_of(options: GradientClippingOptions) -> tuple[str, float]:
     return bound
 
 
-def clip_by_norm(gradients: Gradients, clipnorm: float | tf.Tensor) -> Gradients:
-    """Scale `gradients` together to an L2 norm of at most `clipnorm`; to NaN where that norm is not finite.
-
-    As in Keras, entries from 2**64 on make it so: their squares are beyond float32.
-    """
-    norm = tf.linalg.global_norm(gradients)
-    # Exactly 1 where nothing is to be clipped; 0 where both are.
-    factor = tf.math.divide_no_nan(clipnorm, tf.maximum(norm, clipnorm))
-    # A factor of 0, from an infinite norm, would turn the finite entries to zeros in silence.
-    return scale(gradients, tf.where(tf.math.is_finite(norm), factor, math.nan))
-
-
 def clip_by_value(gradient: tf.Tensor, clipvalue: float) -> tf.Tensor:
     """Clip each finite entry of `gradient` to [-clipvalue, clipvalue]; leave the others."""
     return tf.where(tf.math.is_finite(gradient), tf.clip_by_value(gradient, -clipvalue, clipvalue), gradient)
@@ -82,12 +71,6 @@ def clip(gradients: Gradients, options: GradientClippingOptions) -> Gradients:
     if kind == "clipnorm":
         return [clip_by_norm([gradient], bound)[0] for gradient in gradients]
     return [None if gradient is None else clip_by_value(gradient, bound) for gradient in gradients]
-
-
-def differs(clipped: Gradients, gradients: Gradients) -> tf.Tensor:
-    """Return whether clipping changed any entry of `gradients`, a boolean scalar."""
-    pairs = zip(clipped, gradients, strict=True)
-    return tf.reduce_any([tf.reduce_any(one != dense(other)) for one, other in pairs if other is not None])
 
 
 @register

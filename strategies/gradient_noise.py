@@ -13,10 +13,10 @@ import tensorflow as tf
 from pydantic import Field
 
 from trainstep.declaration import Cost, Declaration, Slot, Stage, StrategyOptions
-from trainstep.gradients import Gradients, dense
 from trainstep.registry import register
 from trainstep.replicas import assign
 from trainstep.step import Strategy, Update
+from trainstep.strategies._updates import add_noise
 
 
 class GradientNoiseOptions(StrategyOptions):
@@ -29,25 +29,6 @@ class GradientNoiseOptions(StrategyOptions):
         default=0.55, ge=0, allow_inf_nan=False, description="Power of the number of updates that divides it."
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the noise.")
-
-
-def add_noise(gradients: Gradients, stddev: tf.Tensor, seed: tf.Tensor) -> Gradients:
-    """Return `gradients` with normal noise of `stddev` in each entry; a None stays None.
-
-    Args:
-        gradients: of any floating dtype.
-        stddev: float32 scalar.
-        seed: int32 (2,), other numbers of which give other noise.
-    """
-    seeds = tf.random.split(seed, len(gradients))
-
-    def noisy(gradient: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        noise = tf.random.stateless_normal(tf.shape(gradient), seed)
-        return gradient + tf.cast(stddev * noise, gradient.dtype)
-
-    return [
-        None if gradient is None else noisy(dense(gradient), seeds[index]) for index, gradient in enumerate(gradients)
-    ]
 
 
 @register

@@ -19,7 +19,7 @@ from trainstep.gradients import dense
 from trainstep.registry import register
 from trainstep.replicas import assign
 from trainstep.step import Strategy, Update
-from trainstep.strategies.gradient_clipping import clip_by_norm, differs
+from trainstep.strategies._updates import clip_by_norm, differs
 
 
 class PercentileClippingOptions(StrategyOptions):

@@ -26,7 +26,7 @@ from trainstep.schedules import Schedule, Scheduled, Within, highest, is_always,
 from trainstep.step import Batch, Evaluation, Strategy
 from trainstep.strategies._images import images_among, size_of
 
-_CHECKED: "weakref.WeakSet[Any]" = weakref.WeakSet()
+_checked: weakref.WeakKeyDictionary[Any, set[Any]] = weakref.WeakKeyDictionary()
 
 
 class ProgressiveResizingOptions(StrategyOptions):
@@ -90,9 +90,10 @@ class ProgressiveResizing(Strategy):
             return super().transform_batch(batch)
         tensors, places = tf.nest.flatten(batch.x), images_among("progressive_resizing", batch.x)
         _seam.ensure_built(self, batch.x)
-        if self not in _CHECKED:
+        known, asked = _checked.setdefault(self, set()), (options, *(tuple(tensor.shape[1:]) for tensor in tensors))
+        if asked not in known:
             _check_takes_any_size(self, batch.x, places, options)
-            _CHECKED.add(self)
+            known.add(asked)
         scale = value_at(options.scale, self.optimizer.iterations)
         for place in places:
             size = resized_to(size_of(tensors[place]), scale, options.size_increment)

@@ -62,7 +62,7 @@ class RDrop(Strategy):
                 forward=1,
                 backward=1,
                 time=2.0,
-                memory="activations of twice the batch",
+                memory="activations of twice the batch, from the first random layer on",
                 batch_norm="statistics are updated once per step, by the batch and its repetition",
             )
         ),

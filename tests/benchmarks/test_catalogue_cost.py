@@ -12,9 +12,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:mixed_precision computes in floa
 
 def test_every_strategy_has_a_net_and_a_limit():
     for name in trainstep.names():
-        assert catalogue_cost.net_of(name) in catalogue_cost.NETS
+        nets = catalogue_cost.nets_of(name)
+        assert {*nets} <= {*catalogue_cost.NETS}
         if "images of any size" in trainstep.get(name).declaration.needs:
-            assert catalogue_cost.NETS[catalogue_cost.net_of(name)].build is catalogue_cost.small_cnn
+            assert [catalogue_cost.NETS[net].build for net in nets] == [catalogue_cost.small_cnn]
         subjects = catalogue_cost.subjects(name, {name: dict(trainstep.get(name).declaration.example)})
         assert subjects[0].label == name
         assert all(subject.target > 0 for subject in subjects)
@@ -26,7 +27,7 @@ def test_options_and_targets_are_of_strategies_that_exist():
         for name in trainstep.names()
         for subject in catalogue_cost.subjects(name, {name: dict(trainstep.get(name).declaration.example)})
     }
-    assert {*catalogue_cost.OPTIONS, *catalogue_cost.EXAMPLES} <= {*trainstep.names()}
+    assert {*catalogue_cost.OPTIONS, *catalogue_cost.EXAMPLES, *catalogue_cost.NETS_OF} <= {*trainstep.names()}
     assert {*catalogue_cost.TARGETS} <= labels
 
 

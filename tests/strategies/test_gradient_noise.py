@@ -8,7 +8,7 @@ from nets import KINDS, numbers, sgd
 from runs import assert_same, run
 
 import trainstep
-from trainstep.strategies.gradient_noise import add_noise
+from trainstep.strategies._updates import add_noise
 
 
 def moves(updates: int, **options) -> np.ndarray:

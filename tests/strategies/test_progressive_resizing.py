@@ -145,6 +145,19 @@ def test_a_model_that_takes_one_size_only_is_refused_before_it_trains(build, com
     assert int(model.optimizer.iterations.numpy()) == 0
 
 
+def test_a_model_is_asked_again_for_a_smaller_size():
+    layers = keras.layers
+    model = keras.Sequential(
+        [keras.Input((4, 4, 2)), layers.Conv2D(2, 3), layers.GlobalAveragePooling2D(), layers.Dense(1)]
+    )
+    trainstep.apply(model, "progressive_resizing", scale=0.75)
+    model.compile(sgd(), "mse", run_eagerly=True)
+    model.fit(IMAGES, Y, verbose=0)  # Of 3 x 3 pixels.
+    trainstep.apply(trainstep.remove(model), "progressive_resizing", scale=0.5)
+    with pytest.raises(errors.ModelConflictError, match=r"images of \(2, 2, 2\) out of \(4, 4, 2\)"):
+        model.fit(IMAGES, Y, verbose=0)
+
+
 def test_a_model_that_predicts_images_is_refused():
     model = trainstep.apply(
         keras.Sequential([keras.Input((4, 4, 2)), keras.layers.Conv2D(2, 1)]), "progressive_resizing"
