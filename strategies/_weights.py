@@ -1,6 +1,6 @@
 """Weights by name: patterns such as "hidden/*" or "*/kernel", for options that are about some of the weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
@@ -10,10 +10,10 @@ from trainstep.errors import ModelConflictError, nearest
 Value = TypeVar("Value")
 
 
-def check_names(strategy: str, model: Any, patterns: Mapping[str, Any]) -> None:
+def check_names(strategy: str, model: Any, patterns: Iterable[str]) -> None:
     """Raise `ModelConflictError` where a pattern matches no weight of `model`, if it has them all already."""
     if _seam.is_built(model) and model.trainable_variables:
-        matching(strategy, model.trainable_variables, patterns, otherwise=None)
+        matching(strategy, model.trainable_variables, dict.fromkeys(patterns), otherwise=None)
 
 
 def matching(strategy: str, weights: Sequence[Any], patterns: Mapping[str, Value], otherwise: Value) -> list[Value]:

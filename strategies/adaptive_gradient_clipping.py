@@ -77,8 +77,7 @@ class AdaptiveGradientClipping(Strategy):
 
     def check_model(self) -> None:
         super().check_model()
-        excluded = self.strategy_options["adaptive_gradient_clipping"].exclude
-        check_names("adaptive_gradient_clipping", self, dict.fromkeys(excluded))
+        check_names("adaptive_gradient_clipping", self, self.strategy_options["adaptive_gradient_clipping"].exclude)
 
     def update_weights(self, update: Update) -> None:
         options = self.strategy_options["adaptive_gradient_clipping"]

@@ -117,8 +117,7 @@ class Gradnorm(Strategy):
 
     def check_model(self) -> None:
         super().check_model()
-        shared = self.strategy_options["gradnorm"].shared
-        check_names("gradnorm", self, {} if shared is None else {shared: True})
+        check_names("gradnorm", self, filter(None, [self.strategy_options["gradnorm"].shared]))
 
     def compute_gradients(self, batch: Batch) -> Evaluation:
         options = self.strategy_options["gradnorm"]
@@ -131,9 +130,7 @@ class Gradnorm(Strategy):
 
         def weighted(index: int, output: tf.Tensor) -> tf.Tensor:
             if index >= _MOST:
-                raise ModelConflictError(
-                    f"gradnorm takes {_MOST} outputs at most, and the loss depends on output number {index + 1}."
-                )
+                raise ModelConflictError(f"gradnorm takes {_MOST} outputs at most, and has to take number {index + 1}.")
             return backward_weighted(output, weights[index])
 
         found = evaluated_by_task("gradnorm", self, super().compute_gradients, batch, weighted)

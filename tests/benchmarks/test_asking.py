@@ -241,6 +241,11 @@ WRONG_DATA = [
     ({"loss": "mse", "metric": "mse"}, InvalidModelError, r"'mse' takes a label for each output: .*\(3, 2\).*\(3,\)"),
     ({"metric": "AUC"}, InvalidModelError, "the metrics, AUC, do not fit: for a batch of `train`"),
     ({"train": lambda: 1 / 0, "validation": None}, InvalidDataError, "function of the data failed: ZeroDivision"),
+    (
+        {"strategies": {"standard": "standard", "frozen": {"layer_freezing": {"frozen": {"nothing": (0, 1)}}}}},
+        errors.ModelConflictError,
+        "layer_freezing: no trainable weight is called 'nothing'",
+    ),
     ({**WORKLOAD, "loss": "mse"}, InvalidModelError, r"'mse' takes a label for each output"),
 ]
 
