@@ -23,6 +23,7 @@ from runs import run
 
 import trainstep
 from trainstep import _seam, errors
+from trainstep._seam import KERAS_3
 
 CLASSES = Task(classes=True)
 TOKENS = tokens(EXAMPLES)
@@ -220,12 +221,32 @@ def of_a_subclass() -> keras.Model:
     return Net()
 
 
+def of_an_inner_model() -> keras.Model:
+    """Return a net whose first layers are a model of their own."""
+    return sequential(sequential(Counting(5)), keras.layers.Dropout(0.5), Counting(4))
+
+
+def of_arithmetic() -> keras.Model:
+    """Return a net with operations that are no layers, of Keras 3 at least."""
+    x = keras.Input((6,))
+    h = Counting(4)(Counting(5)(x) * 2.0 + 1.0)
+    return keras.Model(x, keras.layers.Dense(3, "softmax")(Counting(4)(keras.layers.Dropout(0.5)(h))))
+
+
+def of_a_layer_used_before_and_after() -> keras.Model:
+    layer, x = Counting(6), keras.Input((6,))
+    return keras.Model(x, keras.layers.Dense(3, "softmax")(layer(keras.layers.Dropout(0.5)(layer(x)))))
+
+
 @pytest.mark.parametrize(
     ("build", "seen"),
     [
         (late_dropout, [4, 4, 8]),
         (around_dropout, [4, 4, 8]),
         (of_two_branches, [8, 8, 8]),
+        (of_an_inner_model, [4, 8]),
+        (of_arithmetic, [4, 4, 8] if KERAS_3 else [4, 8, 8]),
+        (of_a_layer_used_before_and_after, [8, 8]),
         (of_own_layers, [4, 8]),
         (of_a_subclass, [8]),
     ],
@@ -240,7 +261,7 @@ def test_what_comes_before_the_first_random_number_passes_once(build, seen):
     assert sorted(Counting.seen) == seen
 
 
-@pytest.mark.parametrize("build", [late_dropout, around_dropout])
+@pytest.mark.parametrize("build", [late_dropout, around_dropout, of_an_inner_model, of_arithmetic])
 def test_passing_once_what_is_the_same_changes_nothing(build, monkeypatch, assert_close):
     """Beside a net that is repeated from its input on, with the same masks of dropout."""
     workload = workload_for(lambda task: build(), CLASSES)
