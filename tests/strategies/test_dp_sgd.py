@@ -347,6 +347,23 @@ def test_epsilon_is_that_of_the_accountant_called_directly():
     assert ours == accountant.get_epsilon(1e-6)
 
 
+def test_orders_that_the_accountant_leaves_out_are_no_news(caplog):
+    """With little noise and large batches it says so many times in a row, of what changes nothing."""
+    arguments = {"noise_multiplier": 0.5, "sampling_probability": 0.125, "updates": 80, "delta": 1e-4}
+    assert math.isfinite(dp_sgd.epsilon(**arguments))
+    assert not caplog.records
+    accountant = dp_accounting.rdp.RdpAccountant()
+    accountant.compose(dp_accounting.PoissonSampledDpEvent(0.125, dp_accounting.GaussianDpEvent(0.5)), 80)
+    assert "Excluding this order" in caplog.text  # Or there would be nothing to leave out.
+
+
+def test_a_batch_of_more_examples_than_there_are_is_told():
+    model = trainstep.apply(dense(), "dp_sgd", num_examples=3)
+    model.compile(sgd(), "mse")
+    with pytest.warns(UserWarning, match="a batch had 4 loss terms, more than num_examples=3"):
+        model.fit(X, Y, batch_size=BATCH, verbose=0)
+
+
 @pytest.mark.parametrize(
     ("others", "updates", "largest"), [({}, 6, 4), ({"gradient_accumulation": {"steps": 4}}, 2, 16)]
 )
