@@ -246,6 +246,7 @@ class _Attacked:
         self._num_classes = max(int(scores.shape[1] or 0), 2)
         self._able = attackable(batches[0][0], model, None)
         self._log_probabilities = tf.function(self._traced_log_probabilities, reduce_retracing=True)
+        self._attacks: dict[Any, Any] = {}
 
     def check(self, budget: Budget) -> None:
         """Raise `UnsupportedInputError` for inputs that are no numbers, or outside of the range, and for no labels."""
@@ -275,19 +276,22 @@ class _Attacked:
         one_step = budget.attack == "fgsm"
         steps = 1 if one_step else budget.steps
         size = budget.step_size or (budget.epsilon if one_step else 2.5 * budget.epsilon / steps)
+        lengths = tf.constant(budget.epsilon), tf.constant(size)  # Tensors: one trace is for balls of every radius.
 
-        def moved(x: Any, y: tf.Tensor, seed: tf.Tensor) -> Any:
+        def moved(x: Any, y: tf.Tensor, seed: tf.Tensor, epsilon: tf.Tensor, step_size: tf.Tensor) -> Any:
             return attack(
                 *(x, self._able, lambda moved: self._loss(moved, y), functools.partial(_gradients, self._model)),
                 seed=None if one_step else seed,
-                epsilon=budget.epsilon,
+                epsilon=epsilon,
                 norm=budget.norm,
                 steps=steps,
-                step_size=size,
+                step_size=step_size,
                 clip_range=budget.clip_range,
             )
 
-        traced, left = tf.function(moved, reduce_retracing=True), []
+        kind = (budget.attack, budget.norm, steps, budget.clip_range)
+        traced = self._attacks.setdefault(kind, tf.function(moved, reduce_retracing=True))
+        left = []
         for index, ((x, y), hits) in enumerate(zip(self._batches, right, strict=True)):
             standing = hits.copy()
             for start in range(1 if one_step else budget.restarts):
@@ -297,7 +301,8 @@ class _Attacked:
                 x_left, y_left = tf.nest.map_structure(functools.partial(tf.boolean_mask, mask=standing), (x, y))
                 # Two numbers a draw: the start in an L2 ball takes a second.
                 draw = 2 * (index * budget.restarts + start)
-                standing[standing] = self._hits(traced(x_left, y_left, tf.constant([budget.seed, draw])), y_left)
+                seed = tf.constant([budget.seed, draw])
+                standing[standing] = self._hits(traced(x_left, y_left, seed, *lengths), y_left)
             left.append(standing)
         return left
 
