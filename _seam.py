@@ -77,22 +77,27 @@ def of_any_size(model: Any) -> Iterator[None]:
     The layers of most take them: it is the check of a functional model that does not, where a step runs eagerly.
     """
     # Both Kerases have a setter of `input_spec`; it sets this, which nothing public takes back.
-    attribute = "_manual_input_spec"
-    changed: list[tuple[Any, Any]] = []
-    for layer in layers_of(model):
-        specs = layer.input_spec if isinstance(layer, keras.Model) else None
-        if isinstance(specs, (list, tuple)):
-            own: Any = vars(layer)
-            changed.append((own, own.get(attribute)))
-            own[attribute] = [_spec_of_any_size(spec) for spec in specs]
+    models = [layer for layer in layers_of(model) if isinstance(layer, keras.Model)]
+    specs = [(each, each.input_spec) for each in models if isinstance(each.input_spec, (list, tuple))]
+    relaxed = [(each, [_spec_of_any_size(spec) for spec in given]) for each, given in specs]
+    with _with_own("_manual_input_spec", relaxed):
+        yield
+
+
+@contextlib.contextmanager
+def _with_own(attribute: str, values: Sequence[tuple[Any, Any]]) -> Iterator[None]:
+    """Let layers have values of their own for `attribute`, past `Layer.__setattr__`, which would track them."""
+    before = [(vars(layer), vars(layer).get(attribute)) for layer, _ in values]
+    for layer, value in values:
+        vars(layer)[attribute] = value
     try:
         yield
     finally:
-        for own, before in changed:
-            if before is None:
+        for own, value in before:
+            if value is None:
                 del own[attribute]
             else:
-                own[attribute] = before
+                own[attribute] = value
 
 
 def _spec_of_any_size(spec: Any) -> Any:
@@ -225,7 +230,11 @@ def let_the_chief_write(callbacks: Sequence[Any], model: Any) -> None:
 
 def compiled_losses(model: Any) -> list[Any]:
     """Return all that `compile` was given as losses, flattened: functions, losses, or None."""
-    return [keras.losses.get(loss) if isinstance(loss, str) else loss for loss in tf.nest.flatten(model.loss)]
+    return [_loss_by_name(loss) for loss in tf.nest.flatten(model.loss)]
+
+
+def _loss_by_name(loss: Any) -> Any:
+    return keras.losses.get(loss) if isinstance(loss, str) else loss
 
 
 def sums_its_loss(model: Any) -> bool:
@@ -240,9 +249,7 @@ def is_sum(loss: Any) -> bool:
 
 def losses_of_outputs(model: Any, y_pred: Any) -> list[Any]:
     """Return what `compile` was given to train each of the flattened outputs by: a function, a loss, or None."""
-    return [
-        keras.losses.get(loss) if isinstance(loss, str) else loss for loss in for_each_output(model, model.loss, y_pred)
-    ]
+    return [_loss_by_name(loss) for loss in for_each_output(model, model.loss, y_pred)]
 
 
 def weights_of_outputs(model: Any, y_pred: Any) -> list[float]:
@@ -1107,21 +1114,14 @@ def _is_certain(part: Any) -> bool:
 
 @contextlib.contextmanager
 def _repeating_its_output(layer: Any) -> Iterator[None]:
-    before, call = vars(layer).get("call"), layer.call
-    repeats = iter([2])  # Only where the graph has it: a layer of the user may call it once more.
+    call, repeats = layer.call, iter([2])  # Only where the graph has it: a layer of the user may call it once more.
 
     @functools.wraps(call)
     def repeating(*args: Any, **kwargs: Any) -> Any:
         return tf.concat([call(*args, **kwargs)] * next(repeats, 1), axis=0)
 
-    vars(layer)["call"] = repeating  # Past `Layer.__setattr__`, which would track it.
-    try:
+    with _with_own("call", [(layer, repeating)]):
         yield
-    finally:
-        if before is None:
-            del vars(layer)["call"]
-        else:
-            vars(layer)["call"] = before
 
 
 # --- Calls that are made again --------------------------------------------------------------------
@@ -1146,13 +1146,8 @@ def with_repeated_calls(layers: Sequence[Any]) -> Iterator[None]:
 
     The second call has the masks of dropout of the first, and leaves no trace in statistics.
     """
-    for layer in layers:
-        vars(layer)["call"] = _repeated(layer, layer.call)  # Past `Layer.__setattr__`, which would track it.
-    try:
+    with _with_own("call", [(layer, _repeated(layer, layer.call)) for layer in layers]):
         yield
-    finally:
-        for layer in layers:
-            del vars(layer)["call"]
 
 
 def _repeated(layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:

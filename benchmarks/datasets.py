@@ -42,7 +42,7 @@ def load_digits(folder: Path | None = None) -> Split:
     """
     del folder
     from sklearn.datasets import load_digits as embedded  # noqa: PLC0415  Takes a second, and only this needs it.
-    from sklearn.model_selection import train_test_split  # noqa: PLC0415
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415  As above.
 
     x, y = embedded(return_X_y=True)
     images = (x / 16).astype(np.float32).reshape(-1, 8, 8, 1)

@@ -86,7 +86,7 @@ def stepped(model: keras.Model, workload: Workload) -> Run:
     else:
         whole = workload.x, workload.y, workload.fit.get("sample_weight")
         batches = [
-            tf.nest.map_structure(lambda values: None if values is None else values[part], whole)  # noqa: B023
+            tf.nest.map_structure(lambda values: None if values is None else values[part], whole)  # noqa: B023  Called here.
             for part in (slice(4), slice(8, 10))
         ]
     arguments, losses = {**workload.fit}, []

@@ -62,10 +62,8 @@ def companies() -> list[list[str]]:
     """Return strategies that share a net, as many as go together: of those that evaluate it three at most."""
     groups: list[list[str]] = []
     for name in NAMES:
-        alone = stage_of(name) in (
-            trainstep.Stage.ACCUMULATION,
-            trainstep.Stage.LOSS_SCALING,
-        )  # Fewer updates; 16 bits.
+        # They make fewer updates, or compute in 16 bits: for all others, too.
+        alone = stage_of(name) in (trainstep.Stage.ACCUMULATION, trainstep.Stage.LOSS_SCALING)
         if alone or is_judged(name) or name in OWN:
             continue
         evaluating = name in EVALUATING
