@@ -12,6 +12,7 @@ from catalogue import spec_of, task_of
 from nets import BATCH, Task, Workload
 
 import trainstep
+from trainstep import _seam
 
 
 class Run(NamedTuple):
@@ -27,9 +28,13 @@ class Run(NamedTuple):
     state: list[np.ndarray] | None
 
 
-def optimizer_variables(optimizer: Any) -> list[np.ndarray]:
+def variables_of(optimizer: Any) -> list[Any]:
     variables = optimizer.variables
-    return [variable.numpy() for variable in (variables() if callable(variables) else variables)]
+    return list(variables() if callable(variables) else variables)
+
+
+def optimizer_variables(optimizer: Any) -> list[np.ndarray]:
+    return [variable.numpy() for variable in variables_of(optimizer)]
 
 
 def state_of(model: keras.Model, history: Any) -> Run:
@@ -59,15 +64,22 @@ def prepared(workload: Workload, spec: Any = None, options: Any = None, **compil
     if spec is not None:
         trainstep.apply(model, with_examples(spec, options or {}))
     model.compile(**{**workload.compile(), **compiled})
+    if model.built and model.trainable_variables:
+        # Its variables, made in the first step, would have TensorFlow trace that twice.
+        _seam.build_optimizer(model.optimizer, model.trainable_variables)
     return model
 
 
 def fitted(model: keras.Model, workload: Workload, **fit: Any) -> Run:
     """Fit `model`, two epochs unless said otherwise, and return what is left."""
     arguments = {"batch_size": BATCH, "epochs": 2, "shuffle": False, "verbose": 0, **workload.fit, **fit}
-    if workload.y is None:
-        return state_of(model, model.fit(workload.x, **{k: v for k, v in arguments.items() if k != "batch_size"}))
-    return state_of(model, model.fit(workload.x, workload.y, **arguments))
+    x, y = workload.x, workload.y
+    if y is not None and (arguments["shuffle"] or arguments.keys() & {"sample_weight", "validation_split"}):
+        return state_of(model, model.fit(x, y, **arguments))
+    batch_size = arguments.pop("batch_size")
+    # A quarter of a fit this small is what Keras does to arrays before it begins.
+    data = x if y is None else tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size)
+    return state_of(model, model.fit(data, **arguments))
 
 
 def run(workload: Workload, spec: Any = None, options: Any = None, fit: Any = None, **compiled: Any) -> Run:
@@ -105,12 +117,18 @@ def briefly(workload: Workload, spec: Any = None, options: Any = None) -> Run:
 
 
 @functools.cache
-def _remembered(workload: Callable[[Task], Workload], name: str | None, options: str, task: Task) -> Run:
-    return run(workload(task), name, json.loads(options))
+def _remembered(
+    how: Callable[..., Run], workload: Callable[[Task], Workload], name: str | None, options: str, task: Task
+) -> Run:
+    return how(workload(task), name, json.loads(options))
 
 
 def known(
-    workload: Callable[[Task], Workload], name: str | None = None, options: Any = None, like: str = "standard"
+    workload: Callable[[Task], Workload],
+    name: str | None = None,
+    options: Any = None,
+    like: str = "standard",
+    how: Callable[..., Run] = run,
 ) -> Run:
     """Return what `run` gives, made once per process: the same run serves many tests.
 
@@ -119,8 +137,9 @@ def known(
         name: of the strategy; None for plain Keras.
         options: of the strategy.
         like: the strategy whose task plain Keras is to train for.
+        how: `run`, or `briefly`.
     """
-    return _remembered(workload, name, json.dumps(options or {}, sort_keys=True), task_of(name or like))
+    return _remembered(how, workload, name, json.dumps(options or {}, sort_keys=True), task_of(name or like))
 
 
 def assert_same(actual: Run, expected: Run) -> None:
