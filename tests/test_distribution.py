@@ -29,7 +29,18 @@ def one_device() -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def train(distribution, spec, x=None, optimizer=sgd, epochs=2, *, batch_size=4, sample_weight=None, **compiled):
+def train(
+    distribution,
+    spec,
+    x=None,
+    optimizer=sgd,
+    epochs=2,
+    *,
+    batch_size=4,
+    examples=EXAMPLES,
+    sample_weight=None,
+    **compiled,
+):
     """Train, by default on batches of 4, two on each of two replicas; return the model, its weights and the logs."""
     task = task_of(*(spec or ()))
     keras.utils.set_random_seed(0)
@@ -39,7 +50,7 @@ def train(distribution, spec, x=None, optimizer=sgd, epochs=2, *, batch_size=4, 
             trainstep.apply(model, spec)
         metrics = {} if task.outputs else {"metrics": ["mae"]}
         model.compile(**{"optimizer": optimizer(), "loss": task.loss, **metrics, **compiled})
-    x, y = tf.nest.map_structure(lambda values: values[:EXAMPLES], (task.x if x is None else x, task.y))
+    x, y = tf.nest.map_structure(lambda values: values[:examples], (task.x if x is None else x, task.y))
     history = model.fit(
         x, y, batch_size=batch_size, epochs=epochs, shuffle=False, verbose=0, sample_weight=sample_weight
     ).history
@@ -77,7 +88,15 @@ def test_there_are_four_logical_devices(mirrored, mirrored_four):
 @pytest.mark.shows("mirrored")
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=variant_id)
 def test_two_replicas_are_one_device(name, options, assert_equal_on_two):
-    assert_equal_on_two({name: options}, epochs=1)
+    """With shares of 2 and 1, and in the last batch 1 and none, where a strategy evaluates the net on its share.
+
+    All others see gradients that are summed already, whatever the shares.
+    """
+    # Within a graph TensorFlow's oneDNN makes a wrong shape of a convolution of no examples: images end with 1 and 1.
+    shares = {"batch_size": 3, "examples": 20 if task_of(name).images else 19} if name in EVALUATING else {}
+    if options.get("dtype") == "float16":
+        options = options | {"initial_scale": 2.0**8}  # At the usual one three examples overflow where two do not.
+    assert_equal_on_two({name: options}, epochs=1, metrics=None, **shares)
 
 
 @pytest.mark.parametrize(
@@ -184,14 +203,6 @@ STACK = FULL | {"skip_nonfinite": {}, "adversarial": {"epsilon": 0.1, "random_st
 
 def test_four_replicas_are_one_device(mirrored_four, assert_close):
     compare(mirrored_four, assert_close, STACK, batch_size=EQUAL)
-
-
-@pytest.mark.shows("mirrored")
-@pytest.mark.parametrize("name", EVALUATING)
-def test_unequal_shares_are_one_device(name, mirrored_four, assert_close):
-    # All others see gradients that are summed already, whatever the shares. Within a graph TensorFlow's oneDNN makes a
-    # wrong shape of a convolution of no examples: a batch of 10 is shared as 3, 3, 3 and 1.
-    compare(mirrored_four, assert_close, spec_of(name), epochs=1, batch_size=10 if task_of(name).images else UNEQUAL)
 
 
 @pytest.mark.shows("mirrored", of="all together")
