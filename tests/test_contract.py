@@ -986,31 +986,12 @@ def test_a_fit_of_the_users_own_may_wrap_that_of_keras(name):
     assert_same(run(workload_for(WrapsFit, task_of(name)), name), known(subclassed, name))
 
 
-# --- 8: saved, loaded, trained on -------------------------------------------------------------------------------------
+# --- 8: copied; `test_saving.py` is of files, `test_resume.py` of backups ---------------------------------------------
 
 
 def trained_by_batch(model: keras.Model, workload: Workload, start: int, stop: int) -> None:
     for batch in batches_of(workload, start, stop, step=2):
         model.train_on_batch(*batch)
-
-
-@pytest.mark.shows("saved")
-@pytest.mark.parametrize(("name", "options"), BY_STATE, ids=variant_id)
-def test_saved_in_the_middle_loaded_and_trained_on_is_never_stopped(name, options, tmp_path):
-    """After five batches, in the middle of a window; the optimizer's slots and the strategy's state included."""
-    workload = simple_for(name, optimizer=lambda: keras.optimizers.Adam(0.01))
-    # Eagerly: ten steps are less work than to trace them. `test_resume.py` does it in graphs.
-    whole, first = (prepared(workload, name, options, run_eagerly=True) for _ in range(2))
-    trained_by_batch(whole, workload, 0, 20)
-    trained_by_batch(first, workload, 0, 10)
-    first.save(tmp_path / "model.keras")
-    second = keras.models.load_model(tmp_path / "model.keras")
-    assert trainstep.applied(second) == trainstep.applied(first)
-    trained_by_batch(second, workload, 10, 20)
-    tf.nest.map_structure(np.testing.assert_array_equal, second.get_weights(), whole.get_weights())
-    tf.nest.map_structure(
-        np.testing.assert_array_equal, optimizer_variables(second.optimizer), optimizer_variables(whole.optimizer)
-    )
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVES)

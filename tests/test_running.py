@@ -23,7 +23,8 @@ def trained(name=None, optimizer=None, like=None, **options) -> keras.Model:
     model = dense(task)
     if name:
         trainstep.apply(model, name, **spec_of(name)[name] | options)
-    model.compile(optimizer or keras.optimizers.Adam(0.01), task.loss)
+    # Six steps are less work than to trace one.
+    model.compile(optimizer or keras.optimizers.Adam(0.01), task.loss, run_eagerly=True)
     model.fit(task.x, task.y, batch_size=BATCH, shuffle=False, verbose=0)
     return model
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -48,6 +49,7 @@ import pickle, sys, trainstep, keras, numpy as np
 import tensorflow as tf
 tf.config.threading.set_intra_op_parallelism_threads(1)  # As here: convolutions sum in another order with more.
 import catalogue  # Which provides what strategies need of others: a teacher.
+from runs import optimizer_variables
 folder = sys.argv[1]
 for index in range(int(sys.argv[2])):
     model = keras.models.load_model(f"{folder}/{index}.keras")
@@ -55,13 +57,17 @@ for index in range(int(sys.argv[2])):
         batches = pickle.load(file)
     for batch in batches:
         model.train_on_batch(*batch)
-    np.savez(f"{folder}/{index}.npz", *model.get_weights())
+    np.savez(f"{folder}/{index}.npz", *model.get_weights(), *optimizer_variables(model.optimizer))
+    with open(f"{folder}/{index}.applied", "w") as file:
+        file.write(repr(trainstep.applied(model)))
 """
 
 
-def test_every_strategy_loads_in_a_new_process_that_imports_trainstep_and_trains_on(tmp_path):
-    """After five batches, in the middle of a window; the other process makes it ten, as if it had never stopped."""
-    # Eagerly, here and there: ten steps are less work than to trace them once.
+@pytest.fixture(scope="module")
+def trained_on(tmp_path_factory) -> tuple[pathlib.Path, list[keras.Model]]:
+    """Return models that made ten batches, and the folder of what a new process made of them from the fifth on."""
+    tmp_path = tmp_path_factory.mktemp("saved")
+    # Eagerly, here and there: ten steps are less work than to trace them once. `test_resume.py` does it in graphs.
     models = [prepared(workload_of(name), name, options, run_eagerly=True) for name, options in BY_STATE]
     for index, (model, (name, _)) in enumerate(zip(models, BY_STATE, strict=True)):
         task = task_of(name)
@@ -79,10 +85,23 @@ def test_every_strategy_loads_in_a_new_process_that_imports_trainstep_and_trains
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for index, (model, variant) in enumerate(zip(models, BY_STATE, strict=True)):
-        found = np.load(tmp_path / f"{index}.npz")
-        for key, expected in zip(found.files, model.get_weights(), strict=True):
-            np.testing.assert_array_equal(found[key], expected, err_msg=str(variant))
+    return tmp_path, models
+
+
+@pytest.mark.shows("saved")
+@pytest.mark.parametrize(
+    ("index", "name", "options"),
+    [(index, *variant) for index, variant in enumerate(BY_STATE)],
+    ids=map("-".join, [(name, variant_id(options)) for name, options in BY_STATE]),
+)
+def test_saved_in_the_middle_loaded_in_a_new_process_and_trained_on_is_never_stopped(index, name, options, trained_on):
+    """In the middle of a window; the other process imports trainstep, and knows nothing of the model but its file."""
+    folder, models = trained_on
+    assert (folder / f"{index}.applied").read_text() == repr(trainstep.applied(models[index]))
+    found = np.load(folder / f"{index}.npz")
+    expected = [*models[index].get_weights(), *optimizer_variables(models[index].optimizer)]
+    for key, values in zip(found.files, expected, strict=True):
+        np.testing.assert_array_equal(found[key], values)
 
 
 @loads_weights_alone

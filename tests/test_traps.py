@@ -148,7 +148,7 @@ def test_regularization_is_in_the_gradient():
     # x = 0: the data's gradient is 0. L2(0.5) is 0.5 w^2 with the gradient w = 1.
     for name in NEUTRAL:
         net = trainstep.apply(regularized(), name, **declaration(name).neutral)
-        net.compile(sgd(0.125), "mse")
+        net.compile(sgd(0.125), "mse", run_eagerly=True)
         net.fit(column(0), column(0), verbose=0)
         assert net.get_weights()[0].item() == 1 - 0.125, name
 

@@ -64,7 +64,7 @@ def prepared(workload: Workload, spec: Any = None, options: Any = None, **compil
     if spec is not None:
         trainstep.apply(model, with_examples(spec, options or {}))
     model.compile(**{**workload.compile(), **compiled})
-    if model.built and model.trainable_variables:
+    if model.built and model.trainable_variables and _seam.holds_state(model.optimizer):
         # Its variables, made in the first step, would have TensorFlow trace that twice.
         _seam.build_optimizer(model.optimizer, model.trainable_variables)
     return model
