@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from garbage import collect_seldom
 from tensorflow.python.framework import ops  # noqa: TID251  Nothing public forgets what it registers.
 
 pytest_plugins = ["ledger"]
@@ -34,11 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Fail before the first test where Keras does not run on TensorFlow; tune the garbage collector."""
     del config
     assert keras.backend.backend() == "tensorflow"
-    # Tracing makes objects by the hundred thousand; to look for cycles among those of TensorFlow each time takes a
-    # sixth of the suite.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 20)
+    collect_seldom()
 
 
 def _forget_gradients() -> None:
