@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import suites
 import tensorflow as tf
-from catalogue import NAMES, REPRESENTATIVES, has_slots
+from catalogue import NAMES, representatives
 
 import trainstep
 from trainstep.benchmarks import errors as benchmark_errors
@@ -85,7 +85,7 @@ def trains_digits(name: str) -> bool:
     return not {*declaration.needs} & {"one-hot labels", "images", "outputs"} and not declaration.example
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if trains_digits(n) and (has_slots(n) or n in REPRESENTATIVES)])
+@pytest.mark.parametrize("name", representatives([name for name in NAMES if trains_digits(name)]))
 def test_a_model_used_again_is_as_good_as_a_new_one(name):
     """Weights, optimizer and the strategy's own state are set back: the same bits as from a fresh model."""
     [task] = request.suite_of(workload="digits_mlp", strategies=["standard"], epochs=1).tasks.values()

@@ -129,17 +129,17 @@ def features(name: str) -> set[str]:
     return {*kinds, *overridden, *said.needs, *(["an example"] if said.example else [])}
 
 
-def representatives() -> list[str]:
-    """Return strategies that have between them every feature there is: the first with most that no earlier one has."""
-    left, chosen = set().union(*map(features, NAMES)), []
+def representatives(names: list[str]) -> list[str]:
+    """Return those of `names` that have between them every feature any has: the first with most no earlier one has."""
+    left, chosen = set().union(*map(features, names)), []
     while left:
-        best = max(NAMES, key=lambda name: len(features(name) & left))
+        best = max(names, key=lambda name: len(features(name) & left))
         chosen.append(best)
         left -= features(best)
     return sorted(chosen)
 
 
-REPRESENTATIVES = representatives()
+REPRESENTATIVES = representatives(NAMES)
 """Enough for what does not depend on what a strategy computes: files, classes, copies, compiling again."""
 VARIANTS = variants()
 BY_STATE = by_state()
