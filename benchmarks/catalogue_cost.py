@@ -40,7 +40,14 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 EXAMPLES = {"recompute": {"layers": ["*conv*"]}}
 """Options without a default that depend on the net, instead of those of the declaration's example."""
 
-TARGETS = {"sam": 2.05, "sam interval=5": 1.22, "r_drop": 1.8, "dp_sgd": 5.0}
+TARGETS = {
+    "sam": 2.05,
+    "sam interval=5": 1.22,
+    "r_drop": 1.8,
+    "dp_sgd": 5.0,
+    "free_adversarial": 4.0,
+    "free_adversarial replays=2": 2.0,
+}
 """Limits of a step in plain ones, where they are not those that a strategy declares."""
 
 
@@ -56,6 +63,11 @@ def dropped_input_cnn() -> keras.Model:
     for layer in plain.layers[1:]:
         h = layer(h)
     return keras.Model(inputs, h)
+
+
+def resnet() -> keras.Model:
+    """Return a net in which a weight takes part in many products, and the first layer is a small part of a step."""
+    return trainstep.models.build("resnet", input_shape=(28, 28, 1), classes=CLASSES)
 
 
 def small_cnn() -> keras.Model:
@@ -97,13 +109,17 @@ NETS = {
     "cnn": Net(cnn, one_hot, "categorical_crossentropy"),
     "cnn with dropout": Net(dropout_cnn, one_hot, "categorical_crossentropy"),
     "cnn with dropout of its input": Net(dropped_input_cnn, one_hot, "categorical_crossentropy"),
+    "resnet": Net(resnet, one_hot, "categorical_crossentropy"),
     "cnn of any size": Net(small_cnn, one_hot, "categorical_crossentropy"),
     "cnn of two outputs": Net(two_outputs, of_two_outputs, {"kind": "categorical_crossentropy", "number": "mse"}),
 }
 
 
-NETS_OF = {"r_drop": ["cnn with dropout", "cnn with dropout of its input"]}
-"""Nets of a strategy whose cost hangs on the net."""
+NETS_OF = {
+    "r_drop": ["cnn with dropout", "cnn with dropout of its input"],
+    **{name: ["cnn", "resnet"] for name in ("gradient_noise", "free_adversarial", "gradient_penalty")},
+}
+"""Nets of a strategy whose cost hangs on the net: on its dropout, or on what share its weights or its input have."""
 
 
 def nets_of(name: str) -> list[str]:

@@ -29,9 +29,15 @@ def table() -> str:
 
 
 def costs() -> dict[str, str]:
-    """Return what a step of each strategy with its defaults took, in plain ones, by the newest measurement."""
+    """Return what a step of each strategy with its defaults took, in plain ones, by the newest measurement.
+
+    On one net, or from the net on which it took least to that on which it took most.
+    """
     _, rows = catalogue_cost.kept(RESULTS) or (None, [])
-    return {row["label"]: f"{row['ratio']:.2f}" for row in rows}
+    found: dict[str, list[str]] = {}
+    for row in sorted(rows, key=lambda row: row["ratio"]):
+        found.setdefault(row["label"], []).append(f"{row['ratio']:.2f}")
+    return {label: " to ".join(dict.fromkeys([each[0], each[-1]])) for label, each in found.items()}
 
 
 def _limit(name: str) -> str:

@@ -10,11 +10,11 @@ from pydantic import AfterValidator, Field, FiniteFloat
 from trainstep.declaration import StrategyOptions
 from trainstep.errors import UnsupportedInputError
 from trainstep.gradients import differentiate
-from trainstep.replicas import assign
 from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, require
 from trainstep.strategies._attacks import attack, attackable
 from trainstep.strategies._balls import Norm, in_range
+from trainstep.strategies._seeds import next_seed
 
 _OUT_OF_RANGE = """{}: inputs lie outside of clip_range={}, where none is moved. Give the range of your data, \
 (0, 255) for images as they are stored, or scale them."""
@@ -90,12 +90,9 @@ def checked(name: str, model: Any, x: Any, options: Any) -> tuple[Any, list[bool
         return tf.nest.map_structure(tf.identity, x), able
 
 
-def next_seed(name: str, model: Any) -> tf.Tensor:
-    """Return the seed of this step, int32 (2,), from the option `seed` and the slot `draws` of the strategy `name`."""
-    draws = model.strategy_state[name]["draws"]
-    draw = tf.convert_to_tensor(draws)
-    assign([(draws, draw + 1)])
-    return tf.stack([model.strategy_options[name].seed, 2 * draw])  # Two numbers a draw: an L2 ball takes a second.
+def seed_of_start(name: str, model: Any) -> tf.Tensor:
+    """Return the seed of the points this step starts from, int32 (2,), for the strategy `name`, see `next_seed`."""
+    return next_seed(name, model, numbers=2)  # A ball of the L2 norm takes a second.
 
 
 def pgd(name: str, model: Any, batch: Batch, loss_at: Callable[[Any], tf.Tensor]) -> Any:
@@ -109,7 +106,7 @@ def pgd(name: str, model: Any, batch: Batch, loss_at: Callable[[Any], tf.Tensor]
     epsilon = value_at(options.epsilon, model.optimizer.iterations)
     return attack(
         *(x, able, loss_at, functools.partial(differentiate, model)),
-        seed=next_seed(name, model),
+        seed=seed_of_start(name, model),
         stddev=0.001,
         epsilon=epsilon,
         norm=options.norm,

@@ -134,6 +134,31 @@ def attack(
     return with_moved(ascend(input_gradients, originals, deltas, **ball))
 
 
+def check_inputs(model: Any, chosen: Sequence[str] | None) -> None:
+    """Refuse names that are of no input of `model`, where it knows its own: a functional model does.
+
+    Args:
+        model: of Keras.
+        chosen: as for `attackable`.
+
+    Raises:
+        UnsupportedInputError: a name is unknown.
+    """
+    tensors, given = getattr(model, "inputs", None), getattr(model, "input", None)
+    if not tensors:
+        return
+    names = [*(given if isinstance(given, Mapping) else ()), *(tensor.name for tensor in tensors)]
+    _check_known([*dict.fromkeys(names)], [str(position) for position in range(len(tensors))], chosen)
+
+
+def _check_known(names: Sequence[str], positions: Sequence[str], chosen: Sequence[str] | None) -> None:
+    for name in chosen or ():
+        if name not in (*names, *positions):
+            raise UnsupportedInputError(
+                f"There is no input {name!r}.{nearest(name, names)} Inputs: {', '.join(names)}."
+            )
+
+
 def attackable(x: Any, model: Any, chosen: Sequence[str] | None) -> list[bool]:
     """Tell for each tensor in the flattened structure `x` whether an attack may change it.
 
@@ -147,11 +172,7 @@ def attackable(x: Any, model: Any, chosen: Sequence[str] | None) -> list[bool]:
         UnsupportedInputError: a name is unknown, or there is no dense floating input to change.
     """
     tensors, names = tf.nest.flatten(x), _input_names(x, model)
-    for name in chosen or ():
-        if name not in names:
-            raise UnsupportedInputError(
-                f"There is no input {name!r}.{nearest(name, names)} Inputs: {', '.join(names)}."
-            )
+    _check_known(names, (), chosen)
     able = [isinstance(tensor, tf.Tensor) and tensor.dtype.is_floating for tensor in tensors]
     unable = [name for name, ok in zip(names, able, strict=True) if not ok and name in (chosen or ())]
     if unable or not any(able):

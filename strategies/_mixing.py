@@ -10,8 +10,9 @@ import tensorflow as tf
 
 from trainstep import _seam
 from trainstep.errors import UnsupportedInputError
-from trainstep.replicas import assign, gather_over_replicas, place_among_replicas
+from trainstep.replicas import gather_over_replicas, place_among_replicas
 from trainstep.step import Batch
+from trainstep.strategies._seeds import next_seed
 
 
 class Rows(NamedTuple):
@@ -34,11 +35,8 @@ def rows_of(x: Any) -> Rows:
 
 
 def seeds_of_step(model: Any, strategy: str, count: int) -> list[tf.Tensor]:
-    """Return so many seeds for stateless random numbers, others at each step: of the option `seed` and slot `draws`."""
-    draws = model.strategy_state[strategy]["draws"]
-    draw = tf.convert_to_tensor(draws)
-    assign([(draws, draw + 1)])
-    return tf.unstack(tf.random.split(tf.stack([model.strategy_options[strategy].seed, draw]), count))
+    """Return so many seeds for stateless random numbers, others at each step, see `next_seed`."""
+    return tf.unstack(tf.random.split(next_seed(strategy, model), count))
 
 
 def symmetric_beta(alpha: float, shape: Any, seed: tf.Tensor) -> tf.Tensor:

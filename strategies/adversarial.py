@@ -33,9 +33,9 @@ from trainstep.strategies._adversaries import (
     Inputs,
     NormOfBall,
     checked,
-    next_seed,
+    seed_of_start,
 )
-from trainstep.strategies._attacks import attack
+from trainstep.strategies._attacks import attack, check_inputs
 
 
 class AdversarialOptions(StrategyOptions):
@@ -133,6 +133,10 @@ class Adversarial(Strategy):
         state=lambda options: {"draws": Slot(dtype="int32")} if options.num_steps and options.starts_at_random else {},
     )
 
+    def check_model(self) -> None:
+        super().check_model()
+        check_inputs(self, self.strategy_options["adversarial"].inputs)
+
     def transform_batch(self, batch: Batch) -> Batch:
         options = self.strategy_options["adversarial"]
         if options.num_steps:
@@ -162,7 +166,7 @@ class Adversarial(Strategy):
 
         return attack(
             *(x, able, loss_at, functools.partial(differentiate, self)),
-            seed=next_seed("adversarial", self) if options.starts_at_random else None,
+            seed=seed_of_start("adversarial", self) if options.starts_at_random else None,
             epsilon=epsilon,
             norm=options.norm,
             steps=options.num_steps,

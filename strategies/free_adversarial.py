@@ -26,9 +26,9 @@ from trainstep.gradients import dense
 from trainstep.registry import register
 from trainstep.schedules import is_always, value_at
 from trainstep.step import Batch, Evaluation, Objective, Strategy
-from trainstep.strategies._adversaries import ClipRange, Epsilon, Inputs, checked, next_seed, other_attacks
+from trainstep.strategies._adversaries import ClipRange, Epsilon, Inputs, checked, other_attacks, seed_of_start
 from trainstep.strategies._ascent import is_elsewhere
-from trainstep.strategies._attacks import attackable, movable
+from trainstep.strategies._attacks import attackable, check_inputs, movable
 from trainstep.strategies._balls import Length, ascent_direction, perturbed, project, random_delta
 
 _PER_EXAMPLE = "dp_sgd may use each example once for an update, and takes its gradient to the weights by itself."
@@ -141,6 +141,10 @@ class FreeAdversarial(Strategy):
         updates=lambda options: options.replays,
     )
 
+    def check_model(self) -> None:
+        super().check_model()
+        check_inputs(self, self.strategy_options["free_adversarial"].inputs)
+
     def train_batch(self, batch: Batch) -> Evaluation:
         options = self.strategy_options["free_adversarial"]
         if not options.moves:
@@ -154,7 +158,7 @@ class FreeAdversarial(Strategy):
         epsilon = value_at(options.epsilon, self.optimizer.iterations)
         deltas = [tf.zeros_like(original) for original in originals]
         if options.draws:
-            seed = next_seed("free_adversarial", self)
+            seed = seed_of_start("free_adversarial", self)
             deltas = [random_delta(d, epsilon, "linf", seed + tf.constant([i, 0])) for i, d in enumerate(deltas)]
 
         def moved_batch(deltas: Sequence[tf.Tensor]) -> Batch:

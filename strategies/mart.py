@@ -25,6 +25,7 @@ from trainstep.registry import register
 from trainstep.schedules import Scheduled, Within, value_at
 from trainstep.step import Batch, Objective, Strategy
 from trainstep.strategies._adversaries import PgdOptions, other_attacks, pgd
+from trainstep.strategies._attacks import check_inputs
 from trainstep.strategies._classes import class_outputs, divergence, share_of_loss
 
 
@@ -86,6 +87,10 @@ class Mart(Strategy):
         ),
         state=lambda options: {"draws": Slot(dtype="int32")} if options.attacks else {},
     )
+
+    def check_model(self) -> None:
+        super().check_model()
+        check_inputs(self, self.strategy_options["mart"].inputs)
 
     def transform_batch(self, batch: Batch) -> Batch:
         if self.strategy_options["mart"].attacks:

@@ -22,8 +22,8 @@ from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Report, Slot, Stage, StrategyOptions
 from trainstep.gradients import dense
 from trainstep.registry import register
-from trainstep.replicas import assign
 from trainstep.step import Batch, Evaluation, Strategy, summed_gradients
+from trainstep.strategies._seeds import next_seed
 from trainstep.strategies._tasks import evaluated_by_task, inner_products
 
 
@@ -92,10 +92,7 @@ class Pcgrad(Strategy):
         everywhere = summed_gradients(self, batch, evaluation._replace(gradients=[g for task in tasks for g in task]))
         products = inner_products([everywhere[start : start + count] for start in range(0, len(everywhere), count)])
         self.record("conflicting_tasks", lambda: conflicting(products))
-        draws = self.strategy_state["pcgrad"]["draws"]
-        draw = tf.convert_to_tensor(draws)
-        assign([(draws, draw + 1)])
-        seed = tf.stack([self.strategy_options["pcgrad"].seed, draw])
+        seed = next_seed("pcgrad", self)
         orders = tf.argsort(tf.random.stateless_uniform((len(tasks), len(tasks)), seed), axis=1)
         changes = tf.unstack(surgery(products, orders) - 1)  # The rest is in the whole once: add what differs.
         gradients = []

@@ -24,6 +24,7 @@ from trainstep.registry import register
 from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Objective, Strategy
 from trainstep.strategies._adversaries import PgdOptions, other_attacks, pgd
+from trainstep.strategies._attacks import check_inputs
 from trainstep.strategies._classes import mean_divergence
 
 
@@ -74,6 +75,10 @@ class Trades(Strategy):
         cost=_cost,
         state=lambda options: {"draws": Slot(dtype="int32")} if options.acts else {},
     )
+
+    def check_model(self) -> None:
+        super().check_model()
+        check_inputs(self, self.strategy_options["trades"].inputs)
 
     def transform_batch(self, batch: Batch) -> Batch:
         if self.strategy_options["trades"].acts:

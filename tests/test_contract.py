@@ -475,8 +475,10 @@ def test_each_hook_reaches_what_is_inside_of_it(name, options):
 
     task = task_of(name)
     model = Net(task)
+    x, y = batches_of(everything(task))[0]
+    model(x)  # Built within the first step, it would be traced twice.
     model.compile(sgd(), task.loss)  # In a graph, where both branches are traced.
-    model.train_on_batch(*batches_of(everything(task))[0])
+    model.train_on_batch(x, y)
     assert seen == set(step_hooks)
 
 

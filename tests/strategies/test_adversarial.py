@@ -1,6 +1,7 @@
 """Adversarial training: the examples are where NumPy puts them, in the ball and in the range to the last float."""
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -351,12 +352,32 @@ def test_all_floating_inputs_are_moved_by_default():
         assert 0.4 < np.abs(value - MULTI_X[name]).max() <= 0.5
 
 
-def test_an_unknown_input_is_refused_by_name():
-    model = trainstep.apply(multi(), "adversarial", inputs=("rigth",))
-    model.compile(**multi_compile())
-    with pytest.raises(
+def refused() -> Any:
+    return pytest.raises(
         errors.UnsupportedInputError, match=r"no input 'rigth'. Did you mean 'right'.* Inputs: left, right"
-    ):
+    )
+
+
+@pytest.mark.parametrize("name", ["adversarial", "free_adversarial", "mart", "trades"])
+def test_an_unknown_input_is_refused_by_name_before_there_is_any_data(name):
+    with refused():
+        trainstep.apply(multi(), name, inputs=("rigth",))
+    for known in ("right", "1"):  # By place where the data has no names.
+        trainstep.apply(multi(), name, inputs=(known,))
+
+
+def test_an_unknown_input_of_a_model_that_knows_none_is_refused_at_the_first_batch():
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.net = multi()
+
+        def call(self, x):
+            return self.net(x)
+
+    model = trainstep.apply(Net(), "adversarial", inputs=("rigth",))
+    model.compile(**multi_compile())
+    with refused():
         model.fit(MULTI_X, MULTI_Y, verbose=0)
 
 
