@@ -36,8 +36,8 @@ docs: .venv/installed  ## Write the tables in the README and the schema of exper
 	.venv/bin/python docs/findings.py
 
 support: .venv/installed .venv-addons/installed  ## Write anew what the tests show of each strategy.
-	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile -m shows --ledger docs/support/keras-3.json
-	.venv-addons/bin/python -m pytest -n $(WORKERS) --dist loadfile -m shows --ledger docs/support/keras-2.json
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile -m shows --ledger=docs/support/keras-3.json
+	.venv-addons/bin/python -m pytest -n $(WORKERS) --dist loadfile -m shows --ledger=docs/support/keras-2.json
 	.venv/bin/python docs/support.py
 
 step-cost: .venv/installed  ## Measure what a step of each strategy costs.
