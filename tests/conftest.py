@@ -11,6 +11,8 @@ import tensorflow as tf
 from garbage import collect_seldom
 from tensorflow.python.framework import ops  # noqa: TID251  Nothing public forgets what it registers.
 
+from trainstep._seam import KERAS_3
+
 pytest_plugins = ["ledger"]
 
 # Four logical CPUs for the tests of `tf.distribute`; it has to happen before anything touches a device.
@@ -28,7 +30,7 @@ TOLERANCE = {"float32": 2e-5, "float16": 4 * 2**-11, "bfloat16": 4 * 2**-8}
 
 
 # Keras 3 would collect garbage, too, which is done below.
-CLEARED = {"free_memory": False} if keras.__version__.startswith("3") else {}
+CLEARED = {"free_memory": False} if KERAS_3 else {}
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -135,10 +135,9 @@ def whole_of(folder: pathlib.Path, index: int) -> Run:
 def train(case: Case, *callbacks: keras.callbacks.Callback) -> Run:
     task = task_of(*case.spec)
     full = len(case.spec) > 1
-    metrics = {"metrics": ["mae"]} if full else {}
     keras.utils.set_random_seed(0)
     model = trainstep.apply(build(task), case.spec)
-    model.compile(keras.optimizers.Adam(0.01), task.loss, **metrics)
+    model.compile(keras.optimizers.Adam(0.01), task.loss, metrics=["mae"] if full else None)
     if not full:
         # What the first step makes, metrics too, would have TensorFlow trace it twice.
         _seam.build_optimizer(model.optimizer, model.trainable_variables)

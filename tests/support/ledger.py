@@ -1,4 +1,6 @@
-"""What the tests show of each strategy, collected while they run: `pytest --ledger FILE`.
+"""What the tests show of each strategy, collected while they run: `pytest --ledger=FILE`.
+
+With a space instead, pytest takes a file that is there already for a test.
 
 A test marked `shows("saved")` shows that of the strategy it is parametrised with, or of what `of` names; one marked
 `shows("pair")` that the strategies of its parameter `pair` go together. What it could

@@ -74,6 +74,7 @@ def fitted(model: keras.Model, workload: Workload, **fit: Any) -> Run:
     """Fit `model`, two epochs unless said otherwise, and return what is left."""
     arguments = {"batch_size": BATCH, "epochs": 2, "shuffle": False, "verbose": 0, **workload.fit, **fit}
     x, y = workload.x, workload.y
+    # Of a list of labels TensorFlow would make one tensor; the others are of arrays alone.
     arrays = arguments["shuffle"] or arguments.keys() & {"sample_weight", "validation_split"} or isinstance(y, list)
     if y is not None and arrays:
         return state_of(model, model.fit(x, y, **arguments))
