@@ -21,7 +21,7 @@ from trainstep.declaration import Cost, Declaration, Stage, StrategyOptions
 from trainstep.gradients import differentiate
 from trainstep.registry import register
 from trainstep.step import Batch, Objective, Strategy
-from trainstep.strategies._attacks import attackable
+from trainstep.strategies._attacks import attackable, check_inputs
 
 
 class GradientPenaltyOptions(StrategyOptions):
@@ -70,6 +70,10 @@ class GradientPenalty(Strategy):
             Cost(backward=1, time=2.0, memory="activations of two passes") if options.weight else Cost()
         ),
     )
+
+    def check_model(self) -> None:
+        super().check_model()
+        check_inputs(self, self.strategy_options["gradient_penalty"].inputs)
 
     def compute_objective(self, batch: Batch) -> Objective:
         options = self.strategy_options["gradient_penalty"]

@@ -27,7 +27,7 @@ from trainstep.registry import register
 from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Objective, Strategy
 from trainstep.strategies._adversaries import ClipRange, Inputs, checked, next_seed
-from trainstep.strategies._attacks import attackable, movable
+from trainstep.strategies._attacks import attackable, check_inputs, movable
 from trainstep.strategies._balls import ascent_direction, normal_delta, perturbed
 from trainstep.strategies._classes import class_outputs, mean_divergence
 
@@ -114,6 +114,10 @@ class VirtualAdversarial(Strategy):
         ),
         state=lambda options: {"draws": Slot(dtype="int32")} if options.acts else {},
     )
+
+    def check_model(self) -> None:
+        super().check_model()
+        check_inputs(self, self.strategy_options["virtual_adversarial"].inputs)
 
     def transform_batch(self, batch: Batch) -> Batch:
         options = self.strategy_options["virtual_adversarial"]
