@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from garbage import collect_seldom
+from economy import economize
 from tensorflow.python.framework import ops  # noqa: TID251  Nothing public forgets what it registers.
 
 from trainstep._seam import KERAS_3
@@ -34,10 +34,10 @@ CLEARED = {"free_memory": False} if KERAS_3 else {}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Fail before the first test where Keras does not run on TensorFlow; tune the garbage collector."""
+    """Fail before the first test where Keras does not run on TensorFlow, and begin to economize."""
     del config
     assert keras.backend.backend() == "tensorflow"
-    collect_seldom()
+    economize()
 
 
 def _forget_gradients() -> None:

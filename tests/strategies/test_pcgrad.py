@@ -171,7 +171,7 @@ def twins() -> keras.Model:
     """Return two outputs that are the same function of the input, with dropout, batch norm and a regularizer."""
     model = functional()
     names = ("value", "again")
-    return keras.Model(model.inputs, {n: keras.layers.Activation("linear", name=n)(model.outputs[0]) for n in names})
+    return keras.Model(model.inputs[0], {n: keras.layers.Activation("linear", name=n)(model.outputs[0]) for n in names})
 
 
 def test_without_conflicts_it_is_plain_keras_bit_for_bit():

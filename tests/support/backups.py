@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 from catalogue import BY_STATE, task_of
-from garbage import collect_seldom
+from economy import economize
 from nets import BATCH, NUMBERS, Task, X, outputs
 from runs import Run, state_of
 
@@ -152,7 +152,7 @@ def backing_up(folder: str, save_freq: int | str = "epoch", **arguments: Any) ->
 
 
 def main(folder: pathlib.Path) -> None:
-    collect_seldom()
+    economize()
     # As in `conftest.py`: with more threads convolutions sum in another order.
     tf.config.threading.set_intra_op_parallelism_threads(1)
     for index, case in enumerate(CASES):

@@ -1,13 +1,13 @@
 """The catalogue as data for `pytest.mark.parametrize`: what is special about a strategy is in its declaration."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from nets import Task, teacher
 
 import trainstep
-from trainstep import registry
+from trainstep import composition, errors, registry
 from trainstep.definition import HOOKS, HOST_HOOKS, hooks_used
 from trainstep.strategies import distillation
 
@@ -102,6 +102,34 @@ def together() -> list[str]:
         if stage_of(name) not in map(stage_of, kept):
             kept.append(name)
     return kept
+
+
+def companies(entries: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, dict[str, Any]]]:
+    """Return `entries`, names with options, as specifications that share a net, as many in each as go together.
+
+    Of those that evaluate the net it is three at most, and they and the others stay apart. Alone are those for whom the
+    others would make fewer updates, or compute in 16 bits.
+    """
+    kinds: list[tuple[str, dict[str, dict[str, Any]]]] = []
+    for name, options in entries:
+        alone = stage_of(name) in (trainstep.Stage.ACCUMULATION, trainstep.Stage.LOSS_SCALING)
+        kind, most = (name, 1) if alone else ("evaluating", 3) if name in EVALUATING else ("updating", len(NAMES))
+        open_groups = (group for of, group in kinds if of == kind and name not in group and len(group) < most)
+        for group in open_groups:
+            if _go_together(group | {name: options}):
+                group[name] = options
+                break
+        else:
+            kinds.append((kind, {name: options}))
+    return [group for _, group in kinds]
+
+
+def _go_together(spec: dict[str, dict[str, Any]]) -> bool:
+    try:
+        composition.compose(spec)
+    except errors.StrategyConflictError:
+        return False
+    return True
 
 
 def stage_of(name: str) -> trainstep.Stage:

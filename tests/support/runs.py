@@ -67,7 +67,20 @@ def prepared(workload: Workload, spec: Any = None, options: Any = None, **compil
     if model.built and model.trainable_variables and _seam.holds_state(model.optimizer):
         # Its variables, made in the first step, would have TensorFlow trace that twice.
         _seam.build_optimizer(model.optimizer, model.trainable_variables)
+        _build_metrics(model, workload)
     return model
+
+
+def _build_metrics(model: keras.Model, workload: Workload) -> None:
+    """Make what metrics of `model` and losses of its outputs count in: the first step would, and be traced twice."""
+    none = len(model.outputs) == 1 and not workload.compile().get("metrics")
+    if none or workload.y is None or tf.distribute.has_strategy():  # Keras 2 cannot, where there are replicas.
+        return
+    x, y = tf.nest.map_structure(lambda values: tf.constant(values[:1]), (workload.x, workload.y))
+    y_pred = model(x)
+    model.compute_loss(x=x, y=y, y_pred=y_pred)
+    model.compute_metrics(x=x, y=y, y_pred=y_pred, sample_weight=None)
+    model.reset_metrics()
 
 
 def fitted(model: keras.Model, workload: Workload, **fit: Any) -> Run:

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from catalogue import EVALUATING, NAMES, conflict, spec_of, stage_of, task_of
-from garbage import collect_seldom
+from economy import economize
 from nets import X, Y, dense, sgd
 
 import trainstep
@@ -151,7 +151,7 @@ def with_backup(folder: pathlib.Path, distribution: Any, *callbacks: keras.callb
 
 
 def main(folder: pathlib.Path, part: str) -> None:
-    collect_seldom()
+    economize()
     index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
     results: dict[str, Any] = {}
     if part == "first":
