@@ -1,15 +1,18 @@
 """A run that goes on from a backup, in another process, ends as one that never stopped, bit for bit."""
 
+import functools
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 
 import backups
 import pytest
-from backups import BATCHES, CASES, WINDOW, backing_up, backup_of, train, whole_of
-from runs import assert_same
+from backups import BATCHES, CASES, COMPANIES, FULL_CASES, WINDOW, backing_up, backup_of, train, whole_of
+from catalogue import BY_STATE, variant_id
+from runs import Run, assert_same
 
 pytestmark = pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning")
 
@@ -25,24 +28,35 @@ def stopped(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
-def case_id(index: int) -> str:
-    spec, save_freq, *_ = CASES[index]
-    [*names] = spec
-    name = "full stack" if len(names) > 1 else f"{names[0]}-{spec[names[0]] or 'defaults'}"
-    return f"{name}-every {save_freq}"
+@pytest.fixture(scope="module")
+def resumed(stopped) -> Callable[[int], Run]:
+    """Return what gives the run that goes on from the backup of a case; one that strategies share is made once."""
+    return functools.cache(
+        lambda index: train(CASES[index], backing_up(backup_of(stopped, index), CASES[index].save_freq))
+    )
 
 
-@pytest.mark.shows("resumed mid-window")
-@pytest.mark.parametrize(
-    ("index", "spec"), [(index, case.spec) for index, case in enumerate(CASES)], ids=map(case_id, range(len(CASES)))
-)
-def test_a_run_restored_from_its_backup_ends_as_one_never_stopped(index, spec, stopped):
-    """Weights, statistics, optimizer slots, accumulators, loss scale, counters, draws of attacks and dropout, logs."""
-    resumed = train(CASES[index], backing_up(backup_of(stopped, index), CASES[index].save_freq))
-    whole = whole_of(stopped, index)
+def assert_as_never_stopped(index: int, resumed: Run, whole: Run) -> None:
     first = (CASES[index].backed_up - (CASES[index].save_freq != "epoch")) // BATCHES
     logs = {name: values[first:] for name, values in whole.history.items()}
     assert_same(resumed, whole._replace(history=logs))
+
+
+@pytest.mark.shows("resumed mid-window")
+@pytest.mark.parametrize(("name", "options"), BY_STATE, ids=variant_id)
+def test_a_run_restored_from_its_backup_ends_as_one_never_stopped(name, options, stopped, resumed):
+    """Weights, statistics, optimizer slots, accumulators, loss scale, counters, draws of attacks and dropout, logs.
+
+    With others, in one run: it ends otherwise if the state of any of them is not what it was.
+    """
+    index = next(index for index, spec in enumerate(COMPANIES) if spec.get(name) == options)
+    assert_as_never_stopped(index, resumed(index), whole_of(stopped, index))
+
+
+@pytest.mark.shows("resumed mid-window", of="all together")
+@pytest.mark.parametrize("index", FULL_CASES)
+def test_the_full_stack_goes_on_from_any_place(index, stopped, resumed):
+    assert_as_never_stopped(index, resumed(index), whole_of(stopped, index))
 
 
 def test_backups_are_from_the_middle_of_windows_and_epochs():

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
-from catalogue import BY_STATE, task_of
+from catalogue import BY_STATE, companies, task_of
 from economy import economize
 from nets import BATCH, NUMBERS, Task, X, outputs
 from runs import Run, state_of
@@ -49,9 +49,10 @@ class Case(NamedTuple):
         return (BATCHES * STOPPED_IN + self.stop) // every * every
 
 
+COMPANIES = companies(BY_STATE)
 CASES = [
     # Backed up after nine batches: one after a window of four, three after the beginning of an epoch.
-    *(Case({name: options}, 3, 5, shuffle=True) for name, options in BY_STATE),
+    *(Case(spec, 3, 5, shuffle=True) for spec in COMPANIES),
     # Backed up after the last batch of an epoch, and before its end, where the last window is applied.
     Case(APPLIED, BATCHES, 3, shuffle=False),
     Case(FULL, BATCHES, 3, shuffle=False),
@@ -60,6 +61,7 @@ CASES = [
 ]
 
 
+FULL_CASES = range(len(COMPANIES), len(CASES))
 KILLED = len(CASES) - 1
 """The case whose run was never backed up, and once more was, and ended in the middle, by signal 9, with its process."""
 
@@ -134,7 +136,7 @@ def whole_of(folder: pathlib.Path, index: int) -> Run:
 
 def train(case: Case, *callbacks: keras.callbacks.Callback) -> Run:
     task = task_of(*case.spec)
-    full = len(case.spec) > 1
+    full = case.spec is FULL
     keras.utils.set_random_seed(0)
     model = trainstep.apply(build(task), case.spec)
     model.compile(keras.optimizers.Adam(0.01), task.loss, metrics=["mae"] if full else None)

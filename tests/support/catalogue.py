@@ -105,26 +105,26 @@ def together() -> list[str]:
 
 
 def companies(entries: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, dict[str, Any]]]:
-    """Return `entries`, names with options, as specifications that share a net, as many in each as go together.
+    """Return `entries`, names with options, as specifications: those share a net that go together, as many as do.
 
-    Of those that evaluate the net it is three at most, and they and the others stay apart. Alone are those for whom the
-    others would make fewer updates, or compute in 16 bits.
+    Of those that evaluate the net it is three at most. Alone are those for whom the others would make fewer updates, or
+    compute in 16 bits.
     """
-    kinds: list[tuple[str, dict[str, dict[str, Any]]]] = []
+    found: list[dict[str, dict[str, Any]]] = []
     for name, options in entries:
-        alone = stage_of(name) in (trainstep.Stage.ACCUMULATION, trainstep.Stage.LOSS_SCALING)
-        kind, most = (name, 1) if alone else ("evaluating", 3) if name in EVALUATING else ("updating", len(NAMES))
-        open_groups = (group for of, group in kinds if of == kind and name not in group and len(group) < most)
-        for group in open_groups:
-            if _go_together(group | {name: options}):
-                group[name] = options
+        for spec in found:
+            if name not in spec and _makes_company({**spec, name: options}):
+                spec[name] = options
                 break
         else:
-            kinds.append((kind, {name: options}))
-    return [group for _, group in kinds]
+            found.append({name: options})
+    return found
 
 
-def _go_together(spec: dict[str, dict[str, Any]]) -> bool:
+def _makes_company(spec: dict[str, dict[str, Any]]) -> bool:
+    alone = (trainstep.Stage.ACCUMULATION, trainstep.Stage.LOSS_SCALING)
+    if any(stage_of(name) in alone for name in spec) or sum(name in EVALUATING for name in spec) > 3:
+        return False
     try:
         composition.compose(spec)
     except errors.StrategyConflictError:

@@ -16,7 +16,7 @@ import backups
 import keras
 import numpy as np
 import tensorflow as tf
-from catalogue import EVALUATING, NAMES, conflict, spec_of, stage_of, task_of
+from catalogue import NAMES, companies, spec_of, task_of
 from economy import economize
 from nets import X, Y, dense, sgd
 
@@ -59,25 +59,6 @@ class Subclassed(keras.Model):
         return super().test_step((x + 1, *rest))
 
 
-def companies() -> list[list[str]]:
-    """Return strategies that share a net, as many as go together: of those that evaluate it three at most."""
-    groups: list[list[str]] = []
-    for name in NAMES:
-        # They make fewer updates, or compute in 16 bits: for all others, too.
-        alone = stage_of(name) in (trainstep.Stage.ACCUMULATION, trainstep.Stage.LOSS_SCALING)
-        if alone or is_judged(name) or name in OWN:
-            continue
-        evaluating = name in EVALUATING
-        for group in groups:
-            alike = (group[0] in EVALUATING) == evaluating
-            if alike and len(group) < (3 if evaluating else 99) and not any(conflict(name, other) for other in group):
-                group.append(name)
-                break
-        else:
-            groups.append([name])
-    return groups
-
-
 def is_judged(name: str) -> bool:
     """Tell whether a scenario is evaluated, too: a company and most strategies are judged as the nets below are."""
     if name not in NAMES:
@@ -88,11 +69,14 @@ def is_judged(name: str) -> bool:
 # A long ascent: after a short one the two gradients are so nearly parallel that rounding decides where they differ.
 OWN = {"look_sam": {"look_sam": {"rho": 0.5}}}
 """Strategies that are to be trained with these options."""
-COMPANIES = companies()
-SCENARIO_OF = {name: "+".join(group) for group in COMPANIES for name in group}
+COMPANIES = {
+    "+".join(spec): spec
+    for spec in companies(spec_of(*(n for n in NAMES if not is_judged(n) and n not in OWN)).items())
+}
+SCENARIO_OF = {name: scenario for scenario, spec in COMPANIES.items() for name in spec}
 """The scenario in which a strategy is trained, where it has none of its own name."""
 SCENARIOS: dict[str, tuple[Callable[[], keras.Model], Any]] = {
-    **{"+".join(group): (functools.partial(dense, task_of(*group)), spec_of(*group)) for group in COMPANIES},
+    **{scenario: (functools.partial(dense, task_of(*spec)), spec) for scenario, spec in COMPANIES.items()},
     **{name: (functools.partial(dense, task_of(name)), spec_of(name)) for name in NAMES if name not in SCENARIO_OF},
     **{name: (dense, spec) for name, spec in OWN.items()},
     "full stack": (dense, FULL),
