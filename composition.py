@@ -162,6 +162,7 @@ def apply(model: ModelT, spec: Spec, /, **options: Any) -> ModelT:
         AlreadyAppliedError: it has strategies already.
         ModelConflictError, OptimizerConflictError: the model, or the optimizer it is compiled
             with, does what a strategy does, or cannot be trained by one.
+        UnsupportedInputError: options name an input that the model has not, whatever else they say.
         UnknownStrategyError, InvalidOptionsError, RepeatedStrategyError, StrategyConflictError,
             InvalidSpecError: `spec` is wrong.
     """

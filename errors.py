@@ -73,7 +73,7 @@ class OptimizerConflictError(TrainstepError):
 
 
 class UnsupportedInputError(TrainstepError):
-    """The data cannot be used by a strategy, integer inputs by an attack for example."""
+    """A strategy cannot use the data, integer inputs for an attack for example, or is told of an input there is not."""
 
 
 class SavingError(TrainstepError):

@@ -267,7 +267,7 @@ class Strategy(Declared, _seam.OnManyMachines, _ModelBase, root=True):
 
     @functools.wraps(keras.Model.compile)
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile as Keras does, and refuse an optimizer or a loss that a strategy cannot work with."""
+        """Compile as Keras does, and refuse what `apply` refuses of a model and its optimizer and loss."""
         forget_traces(self)
         self.check_model()
         given = _given(super().compile, args, kwargs)

@@ -48,7 +48,7 @@ TARGETS = {
     "free_adversarial": 4.0,
     "free_adversarial replays=2": 2.0,
 }
-"""Limits of a step in plain ones, where they are not those that a strategy declares."""
+"""Limits of a step in plain ones, held as they are; of all others it is what a strategy declares, times `WITHIN`."""
 
 
 def dropout_cnn() -> keras.Model:

@@ -12,7 +12,7 @@ MATRIX = FOLDER / "combinations.md"
 KERASES = ("Keras 3", "Keras 2")
 PROPERTIES = {
     "saved": "saved in the middle of a window, loaded, trained on: as one that never stopped, bit for bit",
-    "resumed mid-window": "killed in the middle of a window, restored from its backup: likewise",
+    "resumed mid-window": "killed in the middle of a window, restored from its backup: likewise, in shared runs",
     "mirrored": "two replicas of `MirroredStrategy` are one device",
     "multi-worker": "two processes of `MultiWorkerMirroredStrategy` are one",
     "XLA": "`jit_compile=True` agrees, with default options",

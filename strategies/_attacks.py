@@ -148,12 +148,12 @@ def check_inputs(model: Any, chosen: Sequence[str] | None) -> None:
     if not tensors:
         return
     names = [*(given if isinstance(given, Mapping) else ()), *(tensor.name for tensor in tensors)]
-    _check_known([*dict.fromkeys(names)], [str(position) for position in range(len(tensors))], chosen)
+    _check_known([*dict.fromkeys(names)], chosen)
 
 
-def _check_known(names: Sequence[str], positions: Sequence[str], chosen: Sequence[str] | None) -> None:
+def _check_known(names: Sequence[str], chosen: Sequence[str] | None) -> None:
     for name in chosen or ():
-        if name not in (*names, *positions):
+        if name not in names:
             raise UnsupportedInputError(
                 f"There is no input {name!r}.{nearest(name, names)} Inputs: {', '.join(names)}."
             )
@@ -165,14 +165,14 @@ def attackable(x: Any, model: Any, chosen: Sequence[str] | None) -> list[bool]:
     Args:
         x: a tensor, or a list, tuple or dict of tensors.
         model: gives the names of its inputs, where it knows them.
-        chosen: names of inputs (the keys of a dict; else the names of the model's inputs, or their
-            positions); None stands for all of a floating dtype.
+        chosen: names of inputs: the keys of a dict, else the names of the model's inputs, or where it knows none
+            their positions; None stands for all of a floating dtype.
 
     Raises:
         UnsupportedInputError: a name is unknown, or there is no dense floating input to change.
     """
     tensors, names = tf.nest.flatten(x), _input_names(x, model)
-    _check_known(names, (), chosen)
+    _check_known(names, chosen)
     able = [isinstance(tensor, tf.Tensor) and tensor.dtype.is_floating for tensor in tensors]
     unable = [name for name, ok in zip(names, able, strict=True) if not ok and name in (chosen or ())]
     if unable or not any(able):

@@ -34,7 +34,7 @@ def rows_of(x: Any) -> Rows:
     return Rows(first, count, of_all)
 
 
-def seeds_of_step(model: Any, strategy: str, count: int) -> list[tf.Tensor]:
+def seeds_of_step(strategy: str, model: Any, count: int) -> list[tf.Tensor]:
     """Return so many seeds for stateless random numbers, others at each step, see `next_seed`."""
     return tf.unstack(tf.random.split(next_seed(strategy, model), count))
 

@@ -13,7 +13,7 @@ def next_seed(strategy: str, model: Any, numbers: int = 1) -> tf.Tensor:
     Args:
         strategy: whose option `seed` it is, and whose slot `draws`, int32, counts on.
         model: with it.
-        numbers: how many the step counts on from the seed's second number; they are no other step's.
+        numbers: how many second numbers of a seed, beginning with that returned, are this step's alone.
     """
     draws = model.strategy_state[strategy]["draws"]
     draw = tf.convert_to_tensor(draws)

@@ -105,7 +105,7 @@ class Cutmix(Strategy):
         _seam.ensure_built(self, batch.x)  # There is no state of ours before.
         if not self.trainable_variables:
             return batch
-        rows, seeds = rows_of(batch.x), seeds_of_step(self, "cutmix", 4)
+        rows, seeds = rows_of(batch.x), seeds_of_step("cutmix", self, 4)
         count = rows.of_all if options.per == "example" else 1
         share = symmetric_beta(options.alpha, [count], seeds[0])
         share = tf.where(tf.random.stateless_uniform([count], seeds[1]) < options.cutmix_prob, share, 1.0)

@@ -89,7 +89,7 @@ class Cutout(Strategy):
         if not self.trainable_variables:
             return x
         rows, tensors = rows_of(x), tf.nest.flatten(x)
-        for place, seed in zip(places, seeds_of_step(self, "cutout", len(places)), strict=True):
+        for place, seed in zip(places, seeds_of_step("cutout", self, len(places)), strict=True):
             centre = rows.of(tf.random.stateless_uniform([rows.of_all, 2], seed))
             tensors[place] = without_square(tensors[place], centre, options.length, options.fill)
         return tf.nest.pack_sequence_as(x, tensors)

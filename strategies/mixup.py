@@ -110,7 +110,7 @@ class Mixup(Strategy):
         _seam.ensure_built(self, batch.x)  # There is no state of ours before.
         if not self.trainable_variables:
             return batch
-        rows, (for_shares, for_partners) = rows_of(batch.x), seeds_of_step(self, "mixup", 2)
+        rows, (for_shares, for_partners) = rows_of(batch.x), seeds_of_step("mixup", self, 2)
         if options.per == "example":
             share = rows.of(symmetric_beta(options.alpha, [rows.of_all], for_shares))
         else:

@@ -155,7 +155,7 @@ class SelectiveBackprop(Strategy):
 
             return _seam.without_trace(self, of_examples, training=False)
 
-        [seed] = seeds_of_step(self, "selective_backprop", 1)
+        [seed] = seeds_of_step("selective_backprop", self, 1)
         if options.always:
             choosing, here = tf.constant(True), losses()
         else:

@@ -26,7 +26,7 @@ from trainstep.gradients import differentiate
 from trainstep.registry import register
 from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Objective, Strategy
-from trainstep.strategies._adversaries import ClipRange, Inputs, checked, next_seed
+from trainstep.strategies._adversaries import ClipRange, Inputs, checked, seed_of_start
 from trainstep.strategies._attacks import attackable, check_inputs, movable
 from trainstep.strategies._balls import ascent_direction, normal_delta, perturbed
 from trainstep.strategies._classes import class_outputs, mean_divergence
@@ -124,7 +124,7 @@ class VirtualAdversarial(Strategy):
         if options.acts:
             _seam.ensure_built(self, batch.x)
             x, able = checked("virtual_adversarial", self, batch.x, options)
-            seed = next_seed("virtual_adversarial", self)
+            seed = seed_of_start("virtual_adversarial", self)
             originals, _ = movable(x, able)
             draws = [normal_delta(original, seed + tf.constant([i, 0])) for i, original in enumerate(originals)]
             batch = batch._replace(x=x, extra={**batch.extra, "virtual_adversarial": draws})

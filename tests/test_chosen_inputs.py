@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalogue import NAMES, declaration
-from nets import MULTI_X, MULTI_Y, X, Y, multi, multi_compile, sgd, tokens
+from catalogue import NAMES, declaration, task_of
+from nets import MULTI_X, MULTI_Y, X, Y, multi, multi_compile, multi_workload, sgd, tokens
 
 import trainstep
 from trainstep import errors
@@ -42,8 +42,10 @@ def refused() -> Any:
 def test_an_unknown_input_is_refused_by_name_before_there_is_any_data(name):
     with refused():
         trainstep.apply(multi(), name, inputs=("rigth",))
-    for known in ("right", "1"):  # By place where the data has no names.
-        trainstep.apply(multi(), name, inputs=(known,))
+    model = trainstep.apply(multi(task_of(name)), name, inputs=("right",))
+    workload = multi_workload(task_of(name))
+    model.compile(**workload.compile())
+    model.train_on_batch(*tf.nest.map_structure(lambda values: values[:4], (workload.x, workload.y)))
 
 
 def test_an_unknown_input_of_a_model_that_knows_none_is_refused_at_the_first_batch():

@@ -72,7 +72,7 @@ def assert_equal_on_two(mirrored, assert_close):
 
 
 def compare(mirrored, assert_close, spec, **arguments):
-    # Eagerly, which is the same and takes less.
+    # Eagerly, which is equal but for rounding, as `test_contract.py` shows, and less work.
     model, weights, history = train(one_device(), spec, **{"run_eagerly": True, **arguments})
     _, two_weights, two_history = train(mirrored, spec, **arguments)
     dtype = coarsest_dtype(model)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import backups
 import pytest
-from backups import BATCHES, CASES, COMPANIES, FULL_CASES, WINDOW, backing_up, backup_of, train, whole_of
-from catalogue import BY_STATE, variant_id
+from backups import BATCHES, CASES, COMPANIES, STACKS, WINDOW, backing_up, backup_of, train, whole_of
+from catalogue import BY_STATE, declaration, task_of, variant_id
 from runs import Run, assert_same
 
 pytestmark = pytest.mark.filterwarnings("ignore:mixed_precision computes in float16:UserWarning")
@@ -53,9 +53,14 @@ def test_a_run_restored_from_its_backup_ends_as_one_never_stopped(name, options,
     assert_as_never_stopped(index, resumed(index), whole_of(stopped, index))
 
 
-@pytest.mark.shows("resumed mid-window", of="all together")
-@pytest.mark.parametrize("index", FULL_CASES)
-def test_the_full_stack_goes_on_from_any_place(index, stopped, resumed):
+@pytest.mark.shows("resumed mid-window")
+@pytest.mark.parametrize(
+    ("index", "spec"),
+    [(index, CASES[index].spec) for index in STACKS],
+    ids=[f"{'+'.join(CASES[index].spec)} every {CASES[index].save_freq}" for index in STACKS],
+)
+def test_a_stack_goes_on_from_any_place(index, spec, stopped, resumed):
+    """From the end of an epoch, from before it, where the last window is applied, and after its process was killed."""
     assert_as_never_stopped(index, resumed(index), whole_of(stopped, index))
 
 
@@ -64,3 +69,7 @@ def test_backups_are_from_the_middle_of_windows_and_epochs():
     for case in CASES:
         assert case.backed_up % WINDOW
         assert (case.backed_up % BATCHES != 0) == (case.save_freq == 3)
+    for name, options in BY_STATE:  # And none that keeps something of statistics trains a net without any.
+        slots = declaration(name).state(declaration(name).options(**options)).values()
+        [spec] = [spec for spec in COMPANIES if spec.get(name) == options]
+        assert not (any(slot.per_statistic for slot in slots) and task_of(*spec).separate)

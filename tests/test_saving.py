@@ -65,9 +65,9 @@ for index in range(int(sys.argv[2])):
 
 @pytest.fixture(scope="module")
 def trained_on(tmp_path_factory) -> tuple[pathlib.Path, list[keras.Model]]:
-    """Return models that made ten batches, and a folder: of the fifth on, and of what a new process made of that.
+    """Return a folder with what was saved after five of ten batches and what a new process made of it, and the models.
 
-    By the number of the model in `BY_STATE`: what TensorFlow and Keras save, and what the process was left with.
+    The models made all ten. Files have the number of the model in `BY_STATE`.
     """
     tmp_path = tmp_path_factory.mktemp("saved")
     # Eagerly, here and there: ten steps are less work than to trace them once. `test_resume.py` does it in graphs.

@@ -48,7 +48,7 @@ def loop(weights: np.ndarray, *, alpha: float, epsilon: float, xi: float, iterat
     for draw, start in enumerate(range(0, len(CLASSES.x), BATCH)):
         x, y, w = (values[start : start + BATCH] for values in (CLASSES.x, CLASSES.y, weights))
         p = tf.constant(model(x))
-        d = tf.random.stateless_normal(x.shape, [0, draw])
+        d = tf.random.stateless_normal(x.shape, [0, 2 * draw])
         for _ in range(iterations):
             r = xi * unit(d)
             with tf.GradientTape() as tape:

@@ -61,7 +61,8 @@ CASES = [
 ]
 
 
-FULL_CASES = range(len(COMPANIES), len(CASES))
+STACKS = range(len(COMPANIES), len(CASES))
+"""The cases that are of no company."""
 KILLED = len(CASES) - 1
 """The case whose run was never backed up, and once more was, and ended in the middle, by signal 9, with its process."""
 

@@ -107,8 +107,11 @@ def together() -> list[str]:
 def companies(entries: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, dict[str, Any]]]:
     """Return `entries`, names with options, as specifications: those share a net that go together, as many as do.
 
-    Of those that evaluate the net it is three at most. Alone are those for whom the others would make fewer updates, or
-    compute in 16 bits.
+    Together are those that have nothing to say of each other: what `micro_batches` does to one that projects gradients,
+    for example, depends on which examples are in a part of the batch, and so on how many replicas there are.
+    Of those that evaluate the net it is three at most, by themselves: what they do is not to be lost in what others
+    make of gradients. Alone are strategies of the stages at which one has all others make fewer updates, or compute in
+    16 bits. A net for those that need one without batch norm is for no others.
     """
     found: list[dict[str, dict[str, Any]]] = []
     for name, options in entries:
@@ -122,8 +125,14 @@ def companies(entries: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, d
 
 
 def _makes_company(spec: dict[str, dict[str, Any]]) -> bool:
-    alone = (trainstep.Stage.ACCUMULATION, trainstep.Stage.LOSS_SCALING)
-    if any(stage_of(name) in alone for name in spec) or sum(name in EVALUATING for name in spec) > 3:
+    said = {name: declaration(name) for name in spec}
+    stages = {said[name].stage_with(said[name].options(**options)) for name, options in spec.items()}
+    kinds = {(name in EVALUATING, "separate examples" in said[name].needs) for name in spec}
+    if stages & {trainstep.Stage.ACCUMULATION, trainstep.Stage.LOSS_SCALING} or len(kinds) > 1:
+        return False
+    if len(spec) > 3 and any(name in EVALUATING for name in spec):
+        return False
+    if any(other in said[name].notes for name in spec for other in spec):
         return False
     try:
         composition.compose(spec)

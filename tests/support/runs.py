@@ -73,8 +73,8 @@ def prepared(workload: Workload, spec: Any = None, options: Any = None, **compil
 
 def _build_metrics(model: keras.Model, workload: Workload) -> None:
     """Make what metrics of `model` and losses of its outputs count in: the first step would, and be traced twice."""
-    none = len(model.outputs) == 1 and not workload.compile().get("metrics")
-    if none or workload.y is None or tf.distribute.has_strategy():  # Keras 2 cannot, where there are replicas.
+    nothing = len(model.outputs) == 1 and not workload.compile().get("metrics")
+    if nothing or workload.y is None or tf.distribute.has_strategy():  # Keras 2 cannot, where there are replicas.
         return
     x, y = tf.nest.map_structure(lambda values: tf.constant(values[:1]), (workload.x, workload.y))
     y_pred = model(x)
@@ -87,7 +87,7 @@ def fitted(model: keras.Model, workload: Workload, **fit: Any) -> Run:
     """Fit `model`, two epochs unless said otherwise, and return what is left."""
     arguments = {"batch_size": BATCH, "epochs": 2, "shuffle": False, "verbose": 0, **workload.fit, **fit}
     x, y = workload.x, workload.y
-    # Of a list of labels TensorFlow would make one tensor; the others are of arrays alone.
+    # Of a list of labels TensorFlow would make one tensor; shuffling, weights and a split Keras does to arrays alone.
     arrays = arguments["shuffle"] or arguments.keys() & {"sample_weight", "validation_split"} or isinstance(y, list)
     if y is not None and arrays:
         return state_of(model, model.fit(x, y, **arguments))
