@@ -191,7 +191,9 @@ class Declaration:
         stage = self.stage(options) if callable(self.stage) else self.stage
         if not isinstance(stage, Stage):
             stages = ", ".join(stage.name for stage in Stage)
-            raise StrategyDefinitionError(f"The stage of {self.name!r} is one of trainstep.Stage: {stages}.")
+            raise StrategyDefinitionError(
+                f"The stage of {self.name!r} is {stage!r}, which is none of trainstep.Stage: {stages}."
+            )
         return stage
 
     def conflicts_with(self, options: Any) -> Mapping[str, str]:

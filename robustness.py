@@ -21,15 +21,15 @@ from typing import Any, Literal
 import keras
 import numpy as np
 import tensorflow as tf
-from pydantic import Field, FiniteFloat, field_validator
+from pydantic import Field
 
 from trainstep import _seam
 from trainstep.declaration import StrategyOptions, validated_options
 from trainstep.errors import NotAModelError, UnsupportedInputError
 from trainstep.gradients import differentiate
 from trainstep.step import Strategy
-from trainstep.strategies._attacks import attack, attackable
-from trainstep.strategies._balls import Norm
+from trainstep.strategies._attacks import ClipRange, attack, attackable
+from trainstep.strategies._balls import Norm, step_length
 from trainstep.strategies._classes import Classes, class_outputs
 
 _TOLERANCE = 0.01
@@ -49,18 +49,9 @@ class Budget(StrategyOptions):
         default=None, gt=0, allow_inf_nan=False, description="Length of one step; None: 2.5 epsilon / steps."
     )
     restarts: int = Field(default=5, ge=1, description="Random starts; one that succeeds breaks the example.")
-    clip_range: tuple[FiniteFloat, FiniteFloat] | None = Field(
-        default=None, strict=False, description="Lowest and highest value of an input; None: no limits."
-    )
+    clip_range: ClipRange = None
     batch_size: int = Field(default=128, ge=1, description="Examples attacked at once.")
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the random starts and of the noise.")
-
-    @field_validator("clip_range")
-    @classmethod
-    def _ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and not value[0] < value[1]:
-            raise ValueError(f"the lower end must be below the upper, not {value}")
-        return value
 
     def at(self, epsilon: float) -> "Budget":
         """Return the same attack in a ball of radius `epsilon`, its step in proportion."""
@@ -275,7 +266,7 @@ class _Attacked:
         """Tell which of those that are `right` are so wherever the attack ends."""
         one_step = budget.attack == "fgsm"
         steps = 1 if one_step else budget.steps
-        size = budget.step_size or (budget.epsilon if one_step else 2.5 * budget.epsilon / steps)
+        size = budget.step_size or (budget.epsilon if one_step else step_length(budget.epsilon, steps))
         lengths = tf.constant(budget.epsilon), tf.constant(size)  # Tensors: one trace is for balls of every radius.
 
         def moved(x: Any, y: tf.Tensor, seed: tf.Tensor, epsilon: tf.Tensor, step_size: tf.Tensor) -> Any:

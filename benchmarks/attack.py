@@ -19,9 +19,9 @@ from trainstep import _seam
 from trainstep.declaration import StrategyOptions
 from trainstep.errors import UnsupportedInputError
 from trainstep.gradients import differentiate
+from trainstep.strategies._attacks import ClipRange, attackable
 from trainstep.strategies._attacks import attack as run_attack
-from trainstep.strategies._attacks import attackable
-from trainstep.strategies._balls import Norm
+from trainstep.strategies._balls import Norm, step_length
 
 _BATCH = 256
 """Examples attacked at once."""
@@ -33,9 +33,7 @@ class Attack(StrategyOptions):
     epsilon: float = Field(gt=0, allow_inf_nan=False, description="Radius of the ball, in units of the input.")
     norm: Norm = Field(default="linf", description="The ball's norm, over each example by itself.")
     steps: int = Field(default=10, ge=1, description="Gradients taken; a step is 2.5 epsilon / steps long.")
-    clip_range: tuple[float, float] | None = Field(
-        default=None, strict=False, description="Lowest and highest value of an input; None: no limits."
-    )
+    clip_range: ClipRange = None
     examples: int = Field(
         default=512, ge=1, description="How many validation examples are attacked at most, from the first."
     )
@@ -88,7 +86,7 @@ def compiled_attack(model: Any, attack: Attack) -> Any:
             epsilon=attack.epsilon,
             norm=attack.norm,
             steps=attack.steps,
-            step_size=2.5 * attack.epsilon / attack.steps,
+            step_size=step_length(attack.epsilon, attack.steps),
             clip_range=attack.clip_range,
         )
         clean = _hits(y, _seam.forward(model, x, training=False))

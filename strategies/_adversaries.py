@@ -5,15 +5,15 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import tensorflow as tf
-from pydantic import AfterValidator, Field, FiniteFloat
+from pydantic import Field
 
 from trainstep.declaration import StrategyOptions
 from trainstep.errors import UnsupportedInputError
 from trainstep.gradients import differentiate
 from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, require
-from trainstep.strategies._attacks import attack, attackable
-from trainstep.strategies._balls import Norm, in_range
+from trainstep.strategies._attacks import ClipRange, attack, attackable
+from trainstep.strategies._balls import Norm, in_range, step_length
 from trainstep.strategies._seeds import next_seed
 
 _OUT_OF_RANGE = """{}: inputs lie outside of clip_range={}, where none is moved. Give the range of your data, \
@@ -28,12 +28,6 @@ def other_attacks(name: str) -> Mapping[str, str]:
     return {maker: _ONE_ATTACK for maker in makers if maker != name}
 
 
-def _ordered(value: tuple[float, float] | None) -> tuple[float, float] | None:
-    if value is not None and not value[0] < value[1]:
-        raise ValueError(f"the lower end must be below the upper, not {value}")
-    return value
-
-
 # Options that mean the same in every strategy, each with its sentence; the default is the strategy's own.
 Epsilon = Annotated[
     Scheduled,
@@ -41,14 +35,9 @@ Epsilon = Annotated[
     Field(description="Radius of the ball, in units of the input, or a schedule of it; 0: no attack."),
 ]
 NormOfBall = Annotated[Norm, Field(description="The ball's norm, over each example and input by itself.")]
-ClipRange = Annotated[
-    tuple[FiniteFloat, FiniteFloat] | None,
-    Field(strict=False, description="Lowest and highest value of an input, (0, 1) for images; None: no limits."),
-    AfterValidator(_ordered),
-]
 Inputs = Annotated[
     tuple[str, ...] | None,
-    Field(strict=False, min_length=1, description="Names of the inputs to perturb; None: all of a floating dtype."),
+    Field(strict=False, min_length=1, description="Names of the inputs it acts on; None: all of a floating dtype."),
 ]
 
 
@@ -111,6 +100,6 @@ def pgd(name: str, model: Any, batch: Batch, loss_at: Callable[[Any], tf.Tensor]
         epsilon=epsilon,
         norm=options.norm,
         steps=options.steps,
-        step_size=options.step_size or 2.5 * epsilon / options.steps,
+        step_size=options.step_size or step_length(epsilon, options.steps),
         clip_range=options.clip_range,
     )

@@ -4,9 +4,10 @@ Pure functions of tensors; balls and directions are in `_balls.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import tensorflow as tf
+from pydantic import AfterValidator, Field, FiniteFloat
 
 from trainstep.errors import UnsupportedInputError, nearest
 from trainstep.strategies._balls import (
@@ -19,6 +20,20 @@ from trainstep.strategies._balls import (
     project,
     random_delta,
 )
+
+
+def _ordered(value: tuple[float, float] | None) -> tuple[float, float] | None:
+    if value is not None and not value[0] < value[1]:
+        raise ValueError(f"the lower end must be below the upper, not {value}")
+    return value
+
+
+ClipRange = Annotated[
+    tuple[FiniteFloat, FiniteFloat] | None,
+    Field(strict=False, description="Lowest and highest value of an input, (0, 1) for images; None: no limits."),
+    AfterValidator(_ordered),
+]
+"""The option of attacks, wherever they have one."""
 
 _UNROLLED = 10
 """Steps up to which an attack is traced step by step: on a processor with AVX512-BF16, a pass within a loop of

@@ -28,14 +28,14 @@ from trainstep.registry import register
 from trainstep.schedules import highest, is_always, value_at
 from trainstep.step import Batch, Objective, Strategy
 from trainstep.strategies._adversaries import (
-    ClipRange,
     Epsilon,
     Inputs,
     NormOfBall,
     checked,
     seed_of_start,
 )
-from trainstep.strategies._attacks import attack, check_inputs
+from trainstep.strategies._attacks import ClipRange, attack, check_inputs
+from trainstep.strategies._balls import step_length
 
 
 class AdversarialOptions(StrategyOptions):
@@ -95,7 +95,7 @@ class AdversarialOptions(StrategyOptions):
         if self.step_size is not None:
             return self.step_size
         if self.attack == "pgd":
-            return 2.5 * epsilon / max(self.num_steps, 1)
+            return step_length(epsilon, max(self.num_steps, 1))
         return 1.25 * epsilon if self.starts_at_random else epsilon
 
 

@@ -51,9 +51,11 @@ class DpSgdOptions(StrategyOptions):
     @model_validator(mode="after")
     def _accountable(self) -> "DpSgdOptions":
         if self.noise_multiplier and math.isinf(self.l2_norm_clip):
-            raise ValueError("noise is in units of l2_norm_clip, which must be finite then")
+            raise ValueError(f"noise is in units of l2_norm_clip, which must be finite then, not {self.l2_norm_clip}")
         if self.num_examples and not self.noise_multiplier:
-            raise ValueError("num_examples is to log epsilon by, which is infinite without noise")
+            raise ValueError(
+                f"num_examples, {self.num_examples} here, is to log epsilon by, which is infinite without noise"
+            )
         if self.num_examples and self.delta * self.num_examples >= 1:
             raise ValueError(
                 f"delta must be below 1 / num_examples = {1 / self.num_examples:g}, not {self.delta:g}: to publish one "

@@ -58,7 +58,7 @@ class EmaOptions(StrategyOptions):
     @model_validator(mode="after")
     def _one(self) -> "EmaOptions":
         if self.decay is not None and self.half_life is not None:
-            raise ValueError("give decay or half_life, but not both")
+            raise ValueError(f"give decay or half_life, not both: {self.decay:g} and {self.half_life:g}")
         return self
 
     @property

@@ -26,9 +26,9 @@ from trainstep.gradients import dense
 from trainstep.registry import register
 from trainstep.schedules import is_always, value_at
 from trainstep.step import Batch, Evaluation, Objective, Strategy
-from trainstep.strategies._adversaries import ClipRange, Epsilon, Inputs, checked, other_attacks, seed_of_start
+from trainstep.strategies._adversaries import Epsilon, Inputs, checked, other_attacks, seed_of_start
 from trainstep.strategies._ascent import is_elsewhere
-from trainstep.strategies._attacks import attackable, check_inputs, movable
+from trainstep.strategies._attacks import ClipRange, attackable, check_inputs, movable
 from trainstep.strategies._balls import Length, ascent_direction, perturbed, project, random_delta
 
 _PER_EXAMPLE = "dp_sgd may use each example once for an update, and takes its gradient to the weights by itself."
@@ -58,8 +58,8 @@ class FreeAdversarialOptions(StrategyOptions):
         return self.moves and self.start == "uniform"
 
 
-def overheard(x: tf.Tensor, anchor: tf.Tensor, hear: Callable[[tf.Tensor], None]) -> tf.Tensor:
-    """Return `x`; whoever takes a gradient with respect to `anchor`, `hear` is told that with respect to `x`.
+def with_gradient_noted(x: tf.Tensor, anchor: tf.Tensor, note: Callable[[tf.Tensor], None]) -> tf.Tensor:
+    """Return `x`; whoever takes a gradient with respect to `anchor`, `note` is told that with respect to `x`.
 
     A tape follows what depends on what it watches. So `x`, which no tape watches, is made to depend on `anchor`, a
     weight for example, which gets no gradient of it.
@@ -70,7 +70,7 @@ def overheard(x: tf.Tensor, anchor: tf.Tensor, hear: Callable[[tf.Tensor], None]
         del anchor
 
         def pulled(upstream: tf.Tensor) -> Any:
-            hear(upstream)
+            note(upstream)
             return upstream, None
 
         return tf.identity(x), pulled
@@ -83,20 +83,20 @@ def next_delta(delta: tf.Tensor, gradient: tf.Tensor, epsilon: Length) -> tf.Ten
     return project(delta + tf.cast(epsilon, delta.dtype) * ascent_direction(gradient, "linf"), epsilon, "linf")
 
 
-class Ear:
-    """What was heard of the gradients to the input in one replay, part by part where others cut the batch."""
+class InputGradients:
+    """The gradients to the input that were noted in one replay, part by part where others cut the batch."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[tf.Tensor, dict[int, tf.Tensor]]] = []
 
-    def listen(self, indices: tf.Tensor) -> Callable[[int, tf.Tensor], Any]:
-        """Return what takes in the gradients to the examples at `indices`, input by input."""
+    def of_examples(self, indices: tf.Tensor) -> Callable[[int, tf.Tensor], Any]:
+        """Return what takes note of the gradients to the examples at `indices`, input by input."""
         gradients: dict[int, tf.Tensor] = {}
         self._parts.append((indices, gradients))
         return gradients.setdefault  # The first is of the whole loss; others may be of its parts.
 
-    def gradient(self, place: int, like: tf.Tensor) -> tf.Tensor:
-        """Return the gradient to the input at `place`, but for a positive factor for each part; zero: not heard of."""
+    def of_input(self, place: int, like: tf.Tensor) -> tf.Tensor:
+        """Return the gradient to the input at `place`, but for a positive factor for each part; zero: none noted."""
         total = tf.zeros_like(like)
         for indices, gradients in self._parts:
             if place in gradients:
@@ -105,12 +105,12 @@ class Ear:
         return total
 
 
-_hearing = threading.local()  # Replicas are traced in a thread each.
+_replay = threading.local()  # Replicas are traced in a thread each.
 
 
 @register
 class FreeAdversarial(Strategy):
-    """Trains on a batch several times, and overhears in which direction its loss grows."""
+    """Trains on a batch several times, and notes in which direction its loss grows."""
 
     declaration = Declaration(
         name="free_adversarial",
@@ -168,20 +168,20 @@ class FreeAdversarial(Strategy):
 
         indices = tf.range(_seam.num_examples(x))
         for _ in range(options.replays - 1):
-            replay, ear = moved_batch(deltas), Ear()
-            _hearing.ear = ear
-            super().train_batch(replay._replace(extra={**batch.extra, "free_adversarial": indices}))
-            deltas = [next_delta(delta, ear.gradient(i, delta), epsilon) for i, delta in enumerate(deltas)]
-            _hearing.ear = None  # It holds tensors of a graph.
+            moved, gradients = moved_batch(deltas), InputGradients()
+            _replay.gradients = gradients
+            super().train_batch(moved._replace(extra={**batch.extra, "free_adversarial": indices}))
+            deltas = [next_delta(delta, gradients.of_input(i, delta), epsilon) for i, delta in enumerate(deltas)]
+            _replay.gradients = None  # It holds tensors of a graph.
         return super().train_batch(moved_batch(deltas))  # Where its examples should go next nobody will ask.
 
     def compute_objective(self, batch: Batch) -> Objective:
         indices = batch.extra.get("free_adversarial")
         if indices is None or not self.trainable_variables or is_elsewhere():
             return super().compute_objective(batch)
-        hear = _hearing.ear.listen(indices)
+        note = _replay.gradients.of_examples(indices)
         anchor = tf.convert_to_tensor(self.trainable_variables[0])
         able = attackable(batch.x, self, self.strategy_options["free_adversarial"].inputs)
         tensors, with_moved = movable(batch.x, able)
-        watched = [overheard(tensor, anchor, functools.partial(hear, i)) for i, tensor in enumerate(tensors)]
+        watched = [with_gradient_noted(tensor, anchor, functools.partial(note, i)) for i, tensor in enumerate(tensors)]
         return super().compute_objective(batch._replace(x=with_moved(watched)))

@@ -21,6 +21,7 @@ from trainstep.declaration import Cost, Declaration, Stage, StrategyOptions
 from trainstep.gradients import differentiate
 from trainstep.registry import register
 from trainstep.step import Batch, Objective, Strategy
+from trainstep.strategies._adversaries import Inputs
 from trainstep.strategies._attacks import attackable, check_inputs
 
 
@@ -33,12 +34,7 @@ class GradientPenaltyOptions(StrategyOptions):
         allow_inf_nan=False,
         description="Weight of the penalty, in units of the input squared; 0: none.",
     )
-    inputs: tuple[str, ...] | None = Field(
-        default=None,
-        strict=False,
-        min_length=1,
-        description="Names of the inputs it is of; None: all of a floating dtype.",
-    )
+    inputs: Inputs = None
 
 
 def squared_norms(gradients: Sequence[Any]) -> tf.Tensor:

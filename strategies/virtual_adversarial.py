@@ -26,8 +26,8 @@ from trainstep.gradients import differentiate
 from trainstep.registry import register
 from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Objective, Strategy
-from trainstep.strategies._adversaries import ClipRange, Inputs, checked, seed_of_start
-from trainstep.strategies._attacks import attackable, check_inputs, movable
+from trainstep.strategies._adversaries import Inputs, checked, seed_of_start
+from trainstep.strategies._attacks import ClipRange, attackable, check_inputs, movable
 from trainstep.strategies._balls import ascent_direction, normal_delta, perturbed
 from trainstep.strategies._classes import class_outputs, mean_divergence
 

@@ -486,7 +486,7 @@ def test_a_misspelt_hook_is_no_hook():
 def test_a_declaration_that_does_not_hold_is_refused():
     with pytest.raises(errors.StrategyDefinitionError, match=r"in lower case.* not 'bad two\+'"):
         declared("bad two+")
-    with pytest.raises(errors.StrategyDefinitionError, match=r"The stage of \'late\' is one of trainstep.Stage: SEL"):
+    with pytest.raises(errors.StrategyDefinitionError, match=r"The stage of \'late\' is 5, which is none of trainstep.Stage: SEL"):
         trainstep.Declaration("late", 5, "", "", neutral={})
     with pytest.raises(errors.InvalidOptionsError, match="odd: unknown option 'nope'"):
         declared("odd", neutral={"nope": 1})

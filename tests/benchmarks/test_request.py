@@ -227,6 +227,7 @@ WRONG = [
     (errors.InvalidSpecError, {"strategies": {"a": "gradient_clipping +"}}),
     (benchmark_errors.InvalidComparisonError, {"strategies": None}),
     (errors.InvalidOptionsError, {"attack": {"epsilon": -1.0}}),
+    (errors.InvalidOptionsError, {"attack": {"epsilon": 0.1, "clip_range": [1.0, 0.0]}}),
     (errors.NotAModelError, {"model": 3}),
     (errors.NotAModelError, {"model": build()}),
     (benchmark_errors.InvalidComparisonError, {"seeds": 0}),

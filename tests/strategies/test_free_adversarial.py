@@ -24,7 +24,7 @@ from runs import assert_same, is_finite, prepared, run
 
 import trainstep
 from trainstep import errors
-from trainstep.strategies.free_adversarial import next_delta, overheard
+from trainstep.strategies.free_adversarial import next_delta, with_gradient_noted
 
 
 def column(*values: float) -> np.ndarray:
@@ -80,12 +80,12 @@ def test_the_gradient_to_the_input_comes_with_that_to_the_weights(eager):
     w, anchor, x = tf.Variable(3.0), tf.Variable(5.0), tf.constant([[2.0]])
 
     def gradients():
-        heard = []
+        noted = []
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(tf.square(w * overheard(x, tf.convert_to_tensor(anchor), heard.append)))
+            loss = tf.reduce_sum(tf.square(w * with_gradient_noted(x, tf.convert_to_tensor(anchor), noted.append)))
         found = tape.gradient(loss, [w, anchor])
         assert found[1] is None
-        [of_input] = heard
+        [of_input] = noted
         return found[0], of_input
 
     of_weight, of_input = gradients() if eager else tf.function(gradients)()
@@ -162,7 +162,7 @@ def test_examples_stay_in_the_ball_and_in_the_range():
 
 
 def test_a_batch_in_parts_moves_as_a_whole_does(assert_close):
-    """What is heard part by part is put together: with `micro_batches` the same weights, up to rounding."""
+    """What is noted part by part is put together: with `micro_batches` the same weights, up to rounding."""
     options = {"replays": 3, "epsilon": 0.25}
     whole = run(workload_for(dense), {"free_adversarial": options})
     parts = run(workload_for(dense), {"free_adversarial": options, "micro_batches": {"count": 3}})
@@ -170,7 +170,7 @@ def test_a_batch_in_parts_moves_as_a_whole_does(assert_close):
 
 
 def test_an_ascent_does_not_change_where_examples_move(assert_close):
-    """The first gradient is heard: with a SAM that hardly ascends, the same weights, up to what the ascent changes."""
+    """The first gradient is noted: with a SAM that hardly ascends, the same weights, up to what the ascent changes."""
     options = {"replays": 3, "epsilon": 0.25}
     alone = run(workload_for(dense), {"free_adversarial": options})
     beside = run(workload_for(dense), {"free_adversarial": options, "sam": {"rho": 1e-9}})
