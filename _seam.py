@@ -671,13 +671,15 @@ def is_loss_scale_optimizer(optimizer: Any) -> bool:
     return hasattr(optimizer, "get_scaled_loss")
 
 
-_ARGUMENTS = ("clipnorm", "global_clipnorm", "clipvalue", "gradient_accumulation_steps", "loss_scale_factor")
+_ARGUMENTS = (
+    *("clipnorm", "global_clipnorm", "clipvalue", "gradient_accumulation_steps", "loss_scale_factor", "use_ema"),
+)
 OPTIMIZER_SETTINGS = (*_ARGUMENTS, "LossScaleOptimizer")
-"""What an optimizer may do to gradients besides its own rule."""
+"""What an optimizer may do to gradients and weights besides its own rule."""
 
 
 def optimizer_settings(optimizer: Any) -> dict[str, Any]:
-    """Return what `optimizer` does to gradients besides its own rule, by the name of its argument."""
+    """Return what `optimizer` does to gradients and weights besides its own rule, by the name of its argument."""
     if optimizer is None:
         return {}
     settings = {name: getattr(optimizer, name, None) for name in _ARGUMENTS}
@@ -685,7 +687,7 @@ def optimizer_settings(optimizer: Any) -> dict[str, Any]:
         inner = optimizer.inner_optimizer
         settings = {name: getattr(inner, name, None) for name in _ARGUMENTS}
         settings["LossScaleOptimizer"] = type(inner).__name__
-    return {name: value for name, value in settings.items() if value is not None}
+    return {name: value for name, value in settings.items() if value is not None and value is not False}
 
 
 def loss_scale(optimizer: Any) -> tf.Tensor | None:

@@ -28,7 +28,7 @@ from trainstep.declaration import StrategyOptions, validated_options
 from trainstep.errors import NotAModelError, UnsupportedInputError
 from trainstep.gradients import differentiate
 from trainstep.step import Strategy
-from trainstep.strategies._attacks import ClipRange, attack, attackable
+from trainstep.strategies._attacks import ClipRange, attack, attackable, check_range
 from trainstep.strategies._balls import Norm, step_length
 from trainstep.strategies._classes import Classes, class_outputs
 
@@ -203,6 +203,8 @@ def _batches(data: Any, size: int) -> list[tuple[Any, Any]]:
         spec = data.element_spec
         if not (isinstance(spec, tuple) and len(spec) in (2, 3)):
             raise UnsupportedInputError(f"The dataset is to have batches (x, y), not elements of the form {spec}.")
+        if any(tensor.shape.rank == 0 for tensor in tf.nest.flatten(spec)):
+            raise UnsupportedInputError(f"The dataset is to have batches, and has single examples, {spec}. Batch it.")
         return [(x, y) for x, y in data.map(lambda x, y, *_: (x, y)).unbatch().batch(size)]
     if not (isinstance(data, (tuple, list)) and len(data) in (2, 3)):
         raise UnsupportedInputError(
@@ -235,6 +237,11 @@ class _Attacked:
         else:
             self._classes = Classes(0, "binary" if scores.shape[1] == 1 else "categorical", from_logits)
         self._num_classes = max(int(scores.shape[1] or 0), 2)
+        if not self._classes.from_logits and (least := float(tf.reduce_min(scores))) < 0:
+            raise UnsupportedInputError(
+                f"The scores of the model are as low as {least:.4g}, so they are logits, and are taken for "
+                "probabilities. Say from_logits=True, and compile with a loss that is told so."
+            )
         self._able = attackable(batches[0][0], model, None)
         self._log_probabilities = tf.function(self._traced_log_probabilities, reduce_retracing=True)
         self._attacks: dict[Any, Any] = {}
@@ -242,21 +249,24 @@ class _Attacked:
     def check(self, budget: Budget) -> None:
         """Raise `UnsupportedInputError` for inputs that are no numbers, or outside of the range, and for no labels."""
         for x, y in self._batches:
-            for tensor in (t for t, ok in zip(tf.nest.flatten(x), self._able, strict=True) if ok):
-                low, high = float(tf.reduce_min(tensor)), float(tf.reduce_max(tensor))
-                if not np.isfinite(tf.reduce_sum(tf.cast(tensor, tf.float64)).numpy()):
-                    raise UnsupportedInputError("The inputs have entries that are infinite, or not a number.")
-                if budget.clip_range is not None and not budget.clip_range[0] <= low <= high <= budget.clip_range[1]:
-                    raise UnsupportedInputError(
-                        f"The inputs go from {low:.4g} to {high:.4g}, outside of clip_range={budget.clip_range}. "
-                        "Attacks are cut off there, and any model looks robust. Scale the inputs, or give their range."
-                    )
+            check_range(x, self._able, budget.clip_range)
+            self._check_form(y)
             numbers = self._numbers(y).numpy()
             if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self._num_classes:
                 raise UnsupportedInputError(
                     f"The labels go from {numbers.min()} to {numbers.max()}, and the model has {self._num_classes} "
                     f"classes: 0 to {self._num_classes - 1}."
                 )
+
+    def _check_form(self, y: Any) -> None:
+        one_hot = isinstance(y, tf.Tensor) and len(y.shape) == 2 and y.shape[1] not in (1, self._num_classes)
+        if not isinstance(y, tf.Tensor) or len(y.shape) > 2 or one_hot:
+            raise UnsupportedInputError(
+                "Labels are the numbers of classes, (batch,) or (batch, 1), or one-hot, "
+                f"(batch, {self._num_classes}), not {getattr(y, 'shape', type(y).__name__)}."
+            )
+        if y.dtype.is_floating and not np.array_equal(y, np.round(y)):
+            raise UnsupportedInputError(f"Labels are whole numbers, not such as {y[0].numpy()}.")
 
     def right(self) -> list[np.ndarray]:
         """Tell which examples are classified rightly as they are."""

@@ -19,7 +19,7 @@ from trainstep import _seam
 from trainstep.declaration import StrategyOptions
 from trainstep.errors import UnsupportedInputError
 from trainstep.gradients import differentiate
-from trainstep.strategies._attacks import ClipRange, attackable
+from trainstep.strategies._attacks import ClipRange, attackable, check_range
 from trainstep.strategies._attacks import attack as run_attack
 from trainstep.strategies._balls import Norm, step_length
 
@@ -56,15 +56,31 @@ def robust_accuracy(attacked: Any, batches: tf.data.Dataset, attack: Attack) -> 
         attack: the budget.
 
     Raises:
-        UnsupportedInputError: no input is of a floating dtype, or the output is not one score per class.
+        UnsupportedInputError: no input is of a floating dtype, the inputs are outside of the range, or the output is
+            not one score per class.
     """
-    examples = batches.map(lambda x, y, *_: (x, y)).unbatch().take(attack.examples).batch(_BATCH)
+    check_examples(batches, attack)
+    examples = _examples(batches, attack)
     # For batches of any size: the last one, which is short, is not traced anew.
     example: Any = examples.element_spec
     attacked = attacked.get_concrete_function(*example, tf.TensorSpec([2], tf.int32))
     # Two numbers a batch: the start in an L2 ball takes a second.
     hits = [attacked(x, y, tf.constant([attack.seed, 2 * index])) for index, (x, y) in enumerate(examples)]
     return float(tf.reduce_mean(tf.cast(tf.concat(hits, axis=0), tf.float32)))
+
+
+def check_examples(batches: tf.data.Dataset, attack: Attack) -> None:
+    """Refuse examples that are not within the range of `attack`.
+
+    Raises:
+        UnsupportedInputError: some are outside of it, infinite, or not a number.
+    """
+    for x, _ in _examples(batches, attack):
+        check_range(x, [tensor.dtype.is_floating for tensor in tf.nest.flatten(x)], attack.clip_range)
+
+
+def _examples(batches: tf.data.Dataset, attack: Attack) -> tf.data.Dataset:
+    return batches.map(lambda x, y, *_: (x, y)).unbatch().take(attack.examples).batch(_BATCH)
 
 
 def compiled_attack(model: Any, attack: Attack) -> Any:
@@ -92,7 +108,7 @@ def compiled_attack(model: Any, attack: Attack) -> Any:
         clean = _hits(y, _seam.forward(model, x, training=False))
         return clean & _hits(y, _seam.forward(model, moved, training=False))
 
-    return tf.function(attacked)
+    return tf.function(attacked, autograph=False)  # Which would put its own words around errors.
 
 
 def _hits(y: Any, scores: Any) -> tf.Tensor:

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from trainstep.benchmarks import datasets, trial
 from trainstep.benchmarks import workload as workloads
+from trainstep.benchmarks.attack import Attack, check_examples
 from trainstep.benchmarks.cost import COUNTED_MEMORY, cost_job
 from trainstep.benchmarks.data import Split
 from trainstep.benchmarks.environment import environment
@@ -122,6 +123,8 @@ def _fingerprinted(suite: Suite) -> tuple[dict[str, Task], dict[str, dict[int, W
             models = trial.two_models(bench, seeds[0])
             text, initial[name] = fingerprint(bench, seeds, models)
             trial.check(bench, models[0], suite.compositions.values())
+            if task.settings.attack is not None:
+                check_examples(bench.validation, Attack(**task.settings.attack))
             changes: dict[str, Any] = {"fingerprint": text}
             if isinstance(bench.split.train, tf.data.Dataset):
                 changes["batch_size"] = None  # It has its own, which a function that returns it could not say before.
@@ -139,12 +142,13 @@ def _check_changes(task: Task, seed: int, compositions: Iterable[Composition]) -
     needing = [composition for composition in compositions if trial.needs(composition)]
     if (task.settings.loss, task.settings.metrics) == (workload.loss, workload.metrics) and not needing:
         return
-    zeros = (np.zeros((2, *workload.input_shape), "float32"), np.zeros(2, "int64"))
+    model: Any = Bench(task).new_model(seed)
+    dtype = tf.as_dtype(model.inputs[0].dtype).as_numpy_dtype
+    zeros = (np.zeros((2, *workload.input_shape), dtype), np.zeros(2, "int64"))
     split = Split(zeros, zeros)
     if task.settings.loss == "categorical_crossentropy":
         split = datasets.one_hot(split, workload.classes)
-    bench = Bench(dataclasses.replace(task, load=lambda: split))
-    trial.check(bench, bench.new_model(seed), needing)
+    trial.check(Bench(dataclasses.replace(task, load=lambda: split)), model, needing)
 
 
 @contextlib.contextmanager

@@ -69,6 +69,7 @@ def check(bench: Bench, model: Any, compositions: Iterable[Composition] = ()) ->
         if 2 in sizes:  # Or a mistake could hide, by two labels for two outputs.
             batch = _examples(source, next(count for count in range(3, len(sizes) + 4) if count not in sizes))
             outputs = _outputs(model, batch[0], name)
+        _check_scores(outputs, task.loss)
         if _is_sparse(task.loss):
             _check_labels(source, outputs, task.loss, name)
         given = f"for a batch of `{name}` the model returns {_shown(outputs)}, and the labels are {_shown(batch[1])}"
@@ -87,8 +88,8 @@ def check(bench: Bench, model: Any, compositions: Iterable[Composition] = ()) ->
 
 
 def needs(composition: Composition) -> bool:
-    """Tell whether a strategy of `composition` needs something of the model or its data."""
-    return any(strategy.declaration.needs for strategy in composition)
+    """Tell whether a strategy of `composition` needs something of the model or its data, or looks at the model."""
+    return any(strategy.declaration.needs or "check_model" in vars(strategy) for strategy in composition)
 
 
 def _train(task: Any, model: Any, composition: Composition, batch: Any) -> None:
@@ -148,6 +149,19 @@ def _is_broadcast(loss: Any, outputs: Any, labels: Any) -> bool:
     if not (isinstance(outputs, tf.Tensor) and isinstance(labels, tf.Tensor)):
         return False
     return outputs.shape[1:].num_elements() != labels.shape[1:].num_elements()
+
+
+def _check_scores(outputs: Any, loss: Any) -> None:
+    """Raise where a loss of probabilities is given logits, of which it makes something in silence."""
+    described = _seam.cross_entropy(keras.losses.get(loss) if isinstance(loss, str) else loss)
+    if described is None or described[1] or not isinstance(outputs, tf.Tensor):
+        return
+    least = float(tf.reduce_min(outputs))
+    if least < 0:
+        raise InvalidModelError(
+            f"The loss takes probabilities, and the model returns scores as low as {least:.4g}: logits. End it with a "
+            "softmax, or give the loss as an object that is told from_logits=True."
+        )
 
 
 def _check_labels(source: Any, outputs: Any, loss: Any, name: str) -> None:

@@ -6,7 +6,17 @@ import logging
 import warnings
 from typing import Any
 
+from pydantic import Field
+
+from trainstep.declaration import StrategyOptions, validated_options
 from trainstep.errors import InvalidOptionsError
+
+
+class _Spending(StrategyOptions):
+    noise_multiplier: float = Field(gt=0, allow_inf_nan=False)
+    sampling_probability: float = Field(gt=0, le=1)
+    updates: int = Field(ge=0)
+    delta: float = Field(gt=0, lt=1)
 
 
 def epsilon(*, noise_multiplier: float, sampling_probability: float, updates: int, delta: float) -> float:
@@ -16,7 +26,20 @@ def epsilon(*, noise_multiplier: float, sampling_probability: float, updates: in
     Keras shuffles and takes each example once an epoch, for which no bound as tight is known; the number is what
     everybody reports all the same. By dp-accounting, with Renyi differential privacy; two sets of data are neighbours
     where one has an example more.
+
+    Args:
+        noise_multiplier: standard deviation of the noise, in units of the norm that examples are clipped to.
+        sampling_probability: share of the examples that is in a batch, above 0 and up to 1.
+        updates: how many.
+        delta: probability that the bound does not hold, between 0 and 1.
+
+    Raises:
+        InvalidOptionsError: a number is out of its range.
     """
+    given = {"noise_multiplier": noise_multiplier, "sampling_probability": sampling_probability}
+    validated_options("epsilon", _Spending, {**given, "updates": updates, "delta": delta})
+    if not updates:
+        return 0.0
     dp_accounting = importlib.import_module("dp_accounting")
     event = dp_accounting.PoissonSampledDpEvent(sampling_probability, dp_accounting.GaussianDpEvent(noise_multiplier))
     accountant = dp_accounting.rdp.RdpAccountant()

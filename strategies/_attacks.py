@@ -6,6 +6,7 @@ Pure functions of tensors; balls and directions are in `_balls.py`.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
+import numpy as np
 import tensorflow as tf
 from pydantic import AfterValidator, Field, FiniteFloat
 
@@ -149,12 +150,14 @@ def attack(
     return with_moved(ascend(input_gradients, originals, deltas, **ball))
 
 
-def check_inputs(model: Any, chosen: Sequence[str] | None) -> None:
-    """Refuse names that are of no input of `model`, where it knows its own: a functional model does.
+def check_inputs(strategy: str, model: Any) -> None:
+    """Refuse names, in the option `inputs` of `strategy`, that are of no input of `model`, where it knows its own.
+
+    A functional model does.
 
     Args:
-        model: of Keras.
-        chosen: as for `attackable`.
+        strategy: by its name.
+        model: with it.
 
     Raises:
         UnsupportedInputError: a name is unknown.
@@ -163,14 +166,36 @@ def check_inputs(model: Any, chosen: Sequence[str] | None) -> None:
     if not tensors:
         return
     names = [*(given if isinstance(given, Mapping) else ()), *(tensor.name for tensor in tensors)]
-    _check_known([*dict.fromkeys(names)], chosen)
+    _check_known(f"{strategy}: there", [*dict.fromkeys(names)], model.strategy_options[strategy].inputs)
 
 
-def _check_known(names: Sequence[str], chosen: Sequence[str] | None) -> None:
+def _check_known(there: str, names: Sequence[str], chosen: Sequence[str] | None) -> None:
     for name in chosen or ():
         if name not in names:
             raise UnsupportedInputError(
-                f"There is no input {name!r}.{nearest(name, names)} Inputs: {', '.join(names)}."
+                f"{there} is no input {name!r}.{nearest(name, names)} Inputs: {', '.join(map(repr, names))}."
+            )
+
+
+def check_range(x: Any, able: Sequence[bool], clip_range: tuple[float, float] | None) -> None:
+    """Refuse inputs that an attack within `clip_range` could not move as it should.
+
+    Args:
+        x: a tensor, or nested tensors, of shape (batch, ...), with values.
+        able: for each tensor of the flattened `x`, whether it is to be moved; see `attackable`.
+        clip_range: lowest and highest allowed value of an input, or None.
+
+    Raises:
+        UnsupportedInputError: some are outside of the range, infinite, or not a number.
+    """
+    for tensor in (t for t, ok in zip(tf.nest.flatten(x), able, strict=True) if ok):
+        low, high = float(tf.reduce_min(tensor)), float(tf.reduce_max(tensor))
+        if not np.isfinite(tf.reduce_sum(tf.cast(tensor, tf.float64)).numpy()):
+            raise UnsupportedInputError("The inputs have entries that are infinite, or not a number.")
+        if clip_range is not None and not clip_range[0] <= low <= high <= clip_range[1]:
+            raise UnsupportedInputError(
+                f"The inputs go from {low:.4g} to {high:.4g}, outside of clip_range={clip_range}. Attacks are cut off "
+                "there, and any model looks robust. Scale the inputs, or give their range."
             )
 
 
@@ -187,14 +212,14 @@ def attackable(x: Any, model: Any, chosen: Sequence[str] | None) -> list[bool]:
         UnsupportedInputError: a name is unknown, or there is no dense floating input to change.
     """
     tensors, names = tf.nest.flatten(x), _input_names(x, model)
-    _check_known(names, chosen)
+    _check_known("There", names, chosen)
     able = [isinstance(tensor, tf.Tensor) and tensor.dtype.is_floating for tensor in tensors]
     unable = [name for name, ok in zip(names, able, strict=True) if not ok and name in (chosen or ())]
     if unable or not any(able):
         found = [f"{name}: {_kind(tensor)}" for name, tensor in zip(names, tensors, strict=True)]
         kinds = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
         raise UnsupportedInputError(
-            f"An attack moves dense inputs of a floating dtype by small amounts, and {unable or 'no input'} "
+            f"Dense inputs of a floating dtype are moved, or have a gradient, and {unable or 'no input'} "
             f"{'is not' if unable else 'is'} one ({kinds}). Cast images to float32, and make sparse and ragged "
             "tensors dense, before `fit`; for tokens, attack the output of an embedding instead, as the input of a "
             "model of its own."

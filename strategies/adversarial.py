@@ -49,7 +49,8 @@ class AdversarialOptions(StrategyOptions):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="Length of one step; None: epsilon for fgsm, 1.25 of it from a random start, 2.5 / steps for pgd.",
+        description="Length of one step; None: epsilon for fgsm, 1.25 epsilon from a random start, "
+        "2.5 epsilon / steps for pgd.",
     )
     random_start: bool | None = Field(
         default=None, description="Start anywhere in the ball; None: no for fgsm, yes for pgd."
@@ -135,7 +136,7 @@ class Adversarial(Strategy):
 
     def check_model(self) -> None:
         super().check_model()
-        check_inputs(self, self.strategy_options["adversarial"].inputs)
+        check_inputs("adversarial", self)
 
     def transform_batch(self, batch: Batch) -> Batch:
         options = self.strategy_options["adversarial"]

@@ -81,6 +81,7 @@ class Ema(Strategy):
         options=EmaOptions,
         neutral={"decay": 0.0},
         conflicts={"swa": "both are averages of the weights, and a model is judged by one. Take one of them."},
+        replaces={"use_ema": "Drop the optimizer's argument, whose average would take the place of the weights."},
         notes={"gradient_accumulation": "averages after updates, which are windows"},
         passes_through=lambda options: ("update_weights",) if options.kept == 0 else (),
         cost=lambda options: Cost(

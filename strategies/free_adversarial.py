@@ -143,7 +143,7 @@ class FreeAdversarial(Strategy):
 
     def check_model(self) -> None:
         super().check_model()
-        check_inputs(self, self.strategy_options["free_adversarial"].inputs)
+        check_inputs("free_adversarial", self)
 
     def train_batch(self, batch: Batch) -> Evaluation:
         options = self.strategy_options["free_adversarial"]

@@ -69,7 +69,7 @@ class GradientPenalty(Strategy):
 
     def check_model(self) -> None:
         super().check_model()
-        check_inputs(self, self.strategy_options["gradient_penalty"].inputs)
+        check_inputs("gradient_penalty", self)
 
     def compute_objective(self, batch: Batch) -> Objective:
         options = self.strategy_options["gradient_penalty"]

@@ -90,7 +90,7 @@ class Mart(Strategy):
 
     def check_model(self) -> None:
         super().check_model()
-        check_inputs(self, self.strategy_options["mart"].inputs)
+        check_inputs("mart", self)
 
     def transform_batch(self, batch: Batch) -> Batch:
         if self.strategy_options["mart"].attacks:

@@ -56,6 +56,7 @@ class Swa(Strategy):
         reference="Izmailov et al., UAI 2018, https://arxiv.org/abs/1803.05407",
         options=SwaOptions,
         why_not_neutral="Training is as without it, to the bit, whatever the options: only what is judged differs.",
+        replaces={"use_ema": "Drop the optimizer's argument, whose average would take the place of the weights."},
         notes={"gradient_accumulation": "start and period count updates, which are windows"},
         cost=lambda options: Cost(
             memory="one copy of the trainable weights",

@@ -78,7 +78,7 @@ class Trades(Strategy):
 
     def check_model(self) -> None:
         super().check_model()
-        check_inputs(self, self.strategy_options["trades"].inputs)
+        check_inputs("trades", self)
 
     def transform_batch(self, batch: Batch) -> Batch:
         if self.strategy_options["trades"].acts:

@@ -117,7 +117,7 @@ class VirtualAdversarial(Strategy):
 
     def check_model(self) -> None:
         super().check_model()
-        check_inputs(self, self.strategy_options["virtual_adversarial"].inputs)
+        check_inputs("virtual_adversarial", self)
 
     def transform_batch(self, batch: Batch) -> Batch:
         options = self.strategy_options["virtual_adversarial"]

@@ -34,7 +34,7 @@ def test_all_floating_inputs_are_moved_by_default():
 
 def refused() -> Any:
     return pytest.raises(
-        errors.UnsupportedInputError, match=r"no input 'rigth'. Did you mean 'right'.* Inputs: left, right"
+        errors.UnsupportedInputError, match=r"no input 'rigth'. Did you mean 'right'.* Inputs: 'left', 'right'"
     )
 
 

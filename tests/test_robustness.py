@@ -160,6 +160,17 @@ def test_what_cannot_be_attacked_is_refused():
             epsilon=0.1,
             from_logits=True,
         )
+    for labels, message in {
+        (0.5,) * 6: "whole numbers, not such as 0.5",
+        (float("nan"),) * 6: "whole numbers, not such as nan",
+        ((1.0, 0.0, 0.0),) * 6: r"one-hot, \(batch, 2\), not \(6, 3\)",
+    }.items():
+        with pytest.raises(errors.UnsupportedInputError, match=message):
+            trainstep.evaluate_robustness(model, (X, np.array(labels)), epsilon=0.1)
+    with pytest.raises(errors.UnsupportedInputError, match="has single examples"):
+        trainstep.evaluate_robustness(model, tf.data.Dataset.from_tensor_slices((X, Y)), epsilon=0.1)
+    with pytest.raises(errors.UnsupportedInputError, match=r"as low as -4, so they are logits.*from_logits=True"):
+        trainstep.evaluate_robustness(linear([8.0], -4.0, "linear"), (X, Y), epsilon=0.1, from_logits=False)
     workload = multi_workload(CLASSES)
     several = prepared(workload)
     with pytest.raises(errors.UnsupportedInputError, match="as its only output"):

@@ -224,6 +224,10 @@ def test_a_model_that_cannot_be_compared_is_refused(model, error, message):
     refused(error, message, model=model)
 
 
+def logits():
+    return keras.Sequential([layers.Input((4,)), layers.Dense(2)])
+
+
 WRONG_DATA = [
     ({"train": (X[:, :3], Y)}, InvalidModelError, r"not take the examples of `train`: a batch is float32 \(2, 3\)"),
     ({"validation": (X[:, :3], Y)}, InvalidModelError, "does not take the examples of `validation`"),
@@ -247,6 +251,18 @@ WRONG_DATA = [
         "layer_freezing: no trainable weight is called 'nothing'",
     ),
     ({**WORKLOAD, "loss": "mse"}, InvalidModelError, r"'mse' takes a label for each output"),
+    (
+        {**WORKLOAD, "strategies": {"frozen": {"layer_freezing": {"frozen": {"nothing": (0, 1)}}}}},
+        errors.ModelConflictError,
+        "layer_freezing: no trainable weight is called 'nothing'",
+    ),
+    ({**WORKLOAD, "workload": "markov_transformer", "strategies": ["trades"]}, errors.UnsupportedInputError, "int32"),
+    ({"model": logits}, InvalidModelError, "takes probabilities, and the model returns scores as low as -.*: logits"),
+    (
+        {"attack": {"epsilon": 0.1, "clip_range": (0.0, 1.0)}},
+        errors.UnsupportedInputError,
+        r"from -.* to .*, outside of clip_range=\(0\.0, 1\.0\)",
+    ),
 ]
 
 

@@ -69,7 +69,14 @@ def test_token_inputs_have_no_robust_accuracy_but_a_reason():
     x = generator.integers(0, 5, (22, 4)).astype("int32")
     [run] = compared(model=tokens, train=(x, Y), validation=(x, Y), attack={"epsilon": 0.1}, epochs=1).runs
     assert run.robust_accuracy is None
-    assert "floating dtype" in run.not_robust
+    assert run.not_robust.startswith("Dense inputs of a floating dtype are moved")  # And nothing of TensorFlow's.
+
+
+def test_an_attack_that_is_cut_off_within_the_data_has_no_robust_accuracy_but_a_reason():
+    arguments = {"model": None, "train": None, "validation": None, "workload": "blobs_mlp"}
+    [run] = compared(**arguments, attack={"epsilon": 0.1, "clip_range": (0.0, 0.1)}, epochs=1).runs
+    assert run.robust_accuracy is None
+    assert "outside of clip_range=(0.0, 0.1)" in run.not_robust
 
 
 def test_a_dataset_is_taken_as_it_is_in_this_process_where_it_cannot_be_sent():

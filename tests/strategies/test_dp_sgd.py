@@ -347,6 +347,20 @@ def test_epsilon_is_that_of_the_accountant_called_directly():
     assert ours == accountant.get_epsilon(1e-6)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"delta": 3.0}, "delta: .*less than 1.*3"),
+        ({"updates": -1}, "updates: "),
+        ({"noise_multiplier": "a"}, "noise_"),
+    ],
+)
+def test_numbers_that_no_privacy_comes_of_are_refused(wrong, message):
+    arguments = {"noise_multiplier": 1.1, "sampling_probability": 0.02, "updates": 500, "delta": 1e-6}
+    with pytest.raises(errors.InvalidOptionsError, match=message):
+        dp_sgd.epsilon(**{**arguments, **wrong})
+
+
 def test_orders_that_the_accountant_leaves_out_are_no_news(caplog):
     """With little noise and large batches it says so many times in a row, of what changes nothing."""
     arguments = {"noise_multiplier": 0.5, "sampling_probability": 0.125, "updates": 80, "delta": 1e-4}
