@@ -1,9 +1,7 @@
-"""Strategies train as their namesakes in optax do.
+"""Strategies train as their namesakes in optax do, and `dp_sgd` clips as TensorFlow Privacy does.
 
-The values are in `oracles/optax_values.json`, and were made with optax and JAX alone, in an environment of their own:
-
-    python -m venv oracle && oracle/bin/pip install optax==0.2.8 jax==0.10.2
-    oracle/bin/python tests/oracles/optax_values.py
+The values are in `oracles/`, in JSON, and were made with these alone, in environments of their own, by the scripts
+beside them: `optax_values.py`, `tensorflow_privacy_values.py`.
 """
 
 import json
@@ -18,7 +16,9 @@ from nets import sgd
 import trainstep
 from trainstep.strategies.adaptive_gradient_clipping import clip_unitwise
 
-OPTAX = json.loads((pathlib.Path(__file__).parent / "oracles" / "optax_values.json").read_text())
+ORACLES = pathlib.Path(__file__).parent / "oracles"
+OPTAX = json.loads((ORACLES / "optax_values.json").read_text())
+PRIVACY = json.loads((ORACLES / "tensorflow_privacy_values.json").read_text())
 X, Y = np.array(OPTAX["x"], "float32"), np.array(OPTAX["y"], "float32")
 
 
@@ -63,6 +63,13 @@ def test_weights_are_those_of_optax_after_each_update(what, assert_close):
 def test_the_values_of_optax_are_of_something_that_differs_from_plain_descent(what):
     plain, namesake = (as_weights(OPTAX[key][-1]) for key in ("sgd", what))
     assert not all(np.allclose(a, b, rtol=1e-3) for a, b in zip(plain, namesake, strict=True))
+
+
+@pytest.mark.parametrize("ghost", [True, False])
+def test_examples_are_clipped_one_by_one_as_tensorflow_privacy_clips_them(ghost, assert_close):
+    found = trained("dp_sgd", l2_norm_clip=0.5, noise_multiplier=0.0, ghost=ghost)
+    assert_close(found, [as_weights(values) for values in PRIVACY["dp_sgd"]])
+    assert not np.allclose(found[-1][0], as_weights(OPTAX["sgd"][-1])[0], rtol=1e-2)  # Much is clipped.
 
 
 def test_noise_dies_away_as_that_of_optax():
