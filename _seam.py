@@ -671,9 +671,8 @@ def is_loss_scale_optimizer(optimizer: Any) -> bool:
     return hasattr(optimizer, "get_scaled_loss")
 
 
-_ARGUMENTS = (
-    *("clipnorm", "global_clipnorm", "clipvalue", "gradient_accumulation_steps", "loss_scale_factor", "use_ema"),
-)
+_CLIPPING = ("clipnorm", "global_clipnorm", "clipvalue")
+_ARGUMENTS = (*_CLIPPING, "gradient_accumulation_steps", "loss_scale_factor", "use_ema")
 OPTIMIZER_SETTINGS = (*_ARGUMENTS, "LossScaleOptimizer")
 """What an optimizer may do to gradients and weights besides its own rule."""
 

@@ -249,7 +249,7 @@ class _Attacked:
     def check(self, budget: Budget) -> None:
         """Raise `UnsupportedInputError` for inputs that are no numbers, or outside of the range, and for no labels."""
         for x, y in self._batches:
-            check_range(x, self._able, budget.clip_range)
+            check_range(x, budget.clip_range)
             self._check_form(y)
             numbers = self._numbers(y).numpy()
             if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self._num_classes:
@@ -259,8 +259,7 @@ class _Attacked:
                 )
 
     def _check_form(self, y: Any) -> None:
-        one_hot = isinstance(y, tf.Tensor) and len(y.shape) == 2 and y.shape[1] not in (1, self._num_classes)
-        if not isinstance(y, tf.Tensor) or len(y.shape) > 2 or one_hot:
+        if not isinstance(y, tf.Tensor) or len(y.shape) > 2 or {*y.shape[1:]} - {1, self._num_classes}:
             raise UnsupportedInputError(
                 "Labels are the numbers of classes, (batch,) or (batch, 1), or one-hot, "
                 f"(batch, {self._num_classes}), not {getattr(y, 'shape', type(y).__name__)}."

@@ -177,18 +177,17 @@ def _check_known(there: str, names: Sequence[str], chosen: Sequence[str] | None)
             )
 
 
-def check_range(x: Any, able: Sequence[bool], clip_range: tuple[float, float] | None) -> None:
+def check_range(x: Any, clip_range: tuple[float, float] | None) -> None:
     """Refuse inputs that an attack within `clip_range` could not move as it should.
 
     Args:
         x: a tensor, or nested tensors, of shape (batch, ...), with values.
-        able: for each tensor of the flattened `x`, whether it is to be moved; see `attackable`.
         clip_range: lowest and highest allowed value of an input, or None.
 
     Raises:
         UnsupportedInputError: some are outside of the range, infinite, or not a number.
     """
-    for tensor in (t for t, ok in zip(tf.nest.flatten(x), able, strict=True) if ok):
+    for tensor in filter(_can_be_moved, tf.nest.flatten(x)):
         low, high = float(tf.reduce_min(tensor)), float(tf.reduce_max(tensor))
         if not np.isfinite(tf.reduce_sum(tf.cast(tensor, tf.float64)).numpy()):
             raise UnsupportedInputError("The inputs have entries that are infinite, or not a number.")
@@ -213,7 +212,7 @@ def attackable(x: Any, model: Any, chosen: Sequence[str] | None) -> list[bool]:
     """
     tensors, names = tf.nest.flatten(x), _input_names(x, model)
     _check_known("There", names, chosen)
-    able = [isinstance(tensor, tf.Tensor) and tensor.dtype.is_floating for tensor in tensors]
+    able = list(map(_can_be_moved, tensors))
     unable = [name for name, ok in zip(names, able, strict=True) if not ok and name in (chosen or ())]
     if unable or not any(able):
         found = [f"{name}: {_kind(tensor)}" for name, tensor in zip(names, tensors, strict=True)]
@@ -225,6 +224,10 @@ def attackable(x: Any, model: Any, chosen: Sequence[str] | None) -> list[bool]:
             "model of its own."
         )
     return [ok and (not chosen or name in chosen) for name, ok in zip(names, able, strict=True)]
+
+
+def _can_be_moved(value: Any) -> bool:
+    return isinstance(value, tf.Tensor) and value.dtype.is_floating
 
 
 def _kind(value: Any) -> str:
