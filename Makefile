@@ -54,9 +54,13 @@ step-cost-addons: .venv-addons/installed  ## The same on Keras 2, beside Gradien
 memory: .venv/installed  ## Measure what micro_batches saves of memory, and gradient_accumulation takes.
 	.venv/bin/python -m trainstep.benchmarks.memory
 
-evidence: .venv/installed  ## Run the experiments in benchmarks/experiments, and keep what came out.
+evidence: .venv/installed results/digits_cnn.keras  ## Run the experiments in benchmarks/experiments, and keep what came out.
 	# With a store, so that a run that was stopped goes on; runs of an earlier day are in another.
 	.venv/bin/python -m trainstep.benchmarks.evidence benchmarks/experiments/*.yaml --output benchmarks/results --store results/evidence-$$(date -u +%F).sqlite
+
+# The teacher of benchmarks/experiments/distillation.yaml.
+results/digits_cnn.keras: | .venv/installed
+	.venv/bin/python -m trainstep.benchmarks.teacher digits_cnn --epochs 30 --output $@
 
 suite-cost: .venv/installed  ## Measure what the suite itself takes, and keep what came out.
 	.venv/bin/python -m trainstep.benchmarks.suite_cost --output benchmarks/results

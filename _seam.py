@@ -249,7 +249,8 @@ def is_sum(loss: Any) -> bool:
 
 def losses_of_outputs(model: Any, y_pred: Any) -> list[Any]:
     """Return what `compile` was given to train each of the flattened outputs by: a function, a loss, or None."""
-    return [_loss_by_name(loss) for loss in for_each_output(model, model.loss, y_pred)]
+    loss = getattr(model, "loss", None)  # Which a model of Keras 2 has from `compile` on.
+    return [_loss_by_name(loss) for loss in for_each_output(model, loss, y_pred)]
 
 
 def weights_of_outputs(model: Any, y_pred: Any) -> list[float]:

@@ -5,6 +5,7 @@ All derive from `TrainstepError`, itself a `ValueError`, so that both
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -93,3 +94,18 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     if not matches:
         return ""
     return " Did you mean " + " or ".join(repr(match) for match in matches) + "?"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the class of `error` and the line of its message that says what happened."""
+    text = re.sub(r"\x1b\[\d+m", "", str(error))  # Keras prints some messages in bold.
+    text = re.sub(r"\{\{function_node \S+\}\} |\s*\[Op:\w+\]( name:)?", "", text)  # Where in TensorFlow it was.
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    nodes = [index for index, line in enumerate(lines) if line.startswith("[[{{node")]
+    if nodes and nodes[0] > 0:  # TensorFlow puts the message after the stack of the operation, before its name.
+        lines = lines[nodes[0] - 1 :]
+    elif lines and lines[0].startswith("in user code"):  # Autograph quotes the code, then the error it re-raises.
+        lines = [line.split(": ", 1)[1] for line in lines if re.match(r"\w+(\.\w+)*Error: ", line)] or lines
+    elif len(lines) > 1 and lines[0].startswith(("Exception encountered when calling", "Graph execution error")):
+        lines = lines[1:]
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__

@@ -25,7 +25,7 @@ from pydantic import Field
 
 from trainstep import _seam
 from trainstep.declaration import StrategyOptions, validated_options
-from trainstep.errors import NotAModelError, UnsupportedInputError
+from trainstep.errors import ModelConflictError, NotAModelError, UnsupportedInputError
 from trainstep.gradients import differentiate
 from trainstep.step import Strategy
 from trainstep.strategies._attacks import ClipRange, attack, attackable, check_range
@@ -220,6 +220,14 @@ def _batches(data: Any, size: int) -> list[tuple[Any, Any]]:
     return found
 
 
+def _compiled_for(model: Any, scores: Any) -> Classes:
+    try:
+        [classes] = class_outputs("evaluate_robustness", model, scores)
+    except ModelConflictError as error:
+        raise ModelConflictError(f"{error} Or say what its scores are, from_logits=True or False.") from error
+    return classes
+
+
 class _Attacked:
     """A model and what it is attacked on, batch by batch; each question is answered by an array for each batch."""
 
@@ -233,7 +241,7 @@ class _Attacked:
                 f"(batch, classes), not {shape}."
             )
         if from_logits is None:
-            [self._classes] = class_outputs("evaluate_robustness", model, scores)
+            self._classes = _compiled_for(model, scores)
         else:
             self._classes = Classes(0, "binary" if scores.shape[1] == 1 else "categorical", from_logits)
         self._num_classes = max(int(scores.shape[1] or 0), 2)

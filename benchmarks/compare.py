@@ -76,7 +76,7 @@ def compare(
     learning_rate: float | None = None,
     loss: Any = None,
     metric: Any = None,
-    metrics: Sequence[Any] | None = None,
+    metrics: Sequence[Any] | Mapping[str, Any] | None = None,
     higher_is_better: bool | None = None,
     attack: Attack | Mapping[str, Any] | bool | None = None,
     target: Target | Mapping[str, float] | float | None = None,
@@ -126,8 +126,10 @@ def compare(
         optimizer: a name, an optimizer to be copied, or a function that returns a new one; "adam".
         learning_rate: of an optimizer given by name, or of the workload's.
         loss: as in `keras.Model.compile`; "sparse_categorical_crossentropy".
-        metric: a name, a metric to be copied, or a function that returns a new one; "accuracy".
-        metrics: several of them; verdicts are on the first.
+        metric: a name, a metric to be copied, or a function that returns a new one; "accuracy". Of a model with several
+            outputs it is the mean over them.
+        metrics: several of them; verdicts are on the first. Or {output: metric, or several}, for each by itself, whose
+            names are then OUTPUT:METRIC; and so may a metric be named.
         higher_is_better: of the first metric; None: as its name says.
         attack: budget of the attack for the robust accuracy: `Attack`, or a mapping with at least
             "epsilon" in units of the input. None: that of the workload, and none without one. False: none.

@@ -17,7 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from trainstep.benchmarks.records import Cost, key_of
-from trainstep.benchmarks.runner import Bench, Trainer, first_line, quiet_tracing, workplace
+from trainstep.benchmarks.runner import Bench, Trainer, quiet_tracing, workplace
+from trainstep.errors import first_line
 
 COUNTED_MEMORY = {"TF_CPU_ALLOCATOR_USE_BFC": "true", "TF_CPU_BFC_MEM_LIMIT_IN_MB": "1048576"}
 """Lets TensorFlow count the memory of tensors on a CPU. The limit is of addresses, far above what a machine has."""

@@ -19,6 +19,7 @@ import numpy as np
 
 from trainstep.benchmarks.data import Split
 from trainstep.benchmarks.errors import InvalidComparisonError, MissingDataError
+from trainstep.models import Classes
 
 VARIABLE = "TRAINSTEP_DATA"
 """Environment variable with the folder of the data."""
@@ -153,11 +154,45 @@ def make_sequences(folder: Path | None = None) -> Split:
     return Split(draw(4096), draw(512))
 
 
-def one_hot(split: Split, classes: int) -> Split:
-    """Return `split` with the class ids of both parts, (examples,), as one-hot labels, float32 (examples, classes)."""
-    rows = np.eye(classes, dtype="float32")
+def make_pairs(folder: Path | None = None) -> Split:
+    """Return 2,874 and 720 pictures of two digits each, float32 (8, 12, 1): one on the left, one on the right.
+
+    As in MultiMNIST they overlap, by half their width here, and where they do the lighter pixel is seen. Each digit of
+    `load_digits` is twice on the left and twice on the right of others of its part. Labels are {"left": ..., "right":
+    ...}, class ids.
+
+    Sabour et al., "Dynamic Routing Between Capsules", NeurIPS 2017, https://arxiv.org/abs/1710.09829
+    """
+    generator = np.random.default_rng(0)
+
+    def pairs(part: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        x, y = part
+        left = np.concatenate([generator.permutation(len(x)) for _ in range(2)])
+        right = np.concatenate([generator.permutation(len(x)) for _ in range(2)])
+        images = np.zeros((len(left), 8, 12, 1), np.float32)
+        images[:, :, :8] = x[left]
+        images[:, :, 4:] = np.maximum(images[:, :, 4:], x[right])
+        return images, {"left": y[left], "right": y[right]}
+
+    train, validation = load_digits(folder)
+    return Split(pairs(train), pairs(validation))
+
+
+def one_hot(split: Split, classes: Classes) -> Split:
+    """Return `split` with the class ids of both parts, (examples,), as one-hot labels, float32 (examples, classes).
+
+    Args:
+        split: where there are several outputs its labels are by their names.
+        classes: how many there are, of each output.
+    """
+
+    def rows(y: Any) -> Any:
+        if isinstance(classes, Mapping):
+            return {name: np.eye(count, dtype="float32")[y[name]] for name, count in classes.items()}
+        return np.eye(classes, dtype="float32")[y]
+
     (x, y, *rest), (val_x, val_y, *val_rest) = split
-    return Split((x, rows[y], *rest), (val_x, rows[val_y], *val_rest))
+    return Split((x, rows(y), *rest), (val_x, rows(val_y), *val_rest))
 
 
 def with_noise(split: Split, noise: float) -> Split:
@@ -168,7 +203,8 @@ def with_noise(split: Split, noise: float) -> Split:
     Validation labels stay right.
 
     Args:
-        split: train is (x, y) or (x, y, sample_weight); y are class ids (examples,) or (examples, 1), or one-hot.
+        split: train is (x, y) or (x, y, sample_weight); y are class ids (examples,) or (examples, 1), or one-hot; or
+            such by the names of several outputs, of each of which the share is made wrong.
         noise: the share, from 0 to 1.
 
     Raises:
@@ -177,6 +213,15 @@ def with_noise(split: Split, noise: float) -> Split:
     if not noise:
         return split
     x, labels, *rest = split.train
+    generator = np.random.default_rng(0)
+    if isinstance(labels, Mapping):
+        noisy: Any = {name: _with_wrong(labels[name], noise, generator) for name in sorted(labels)}
+    else:
+        noisy = _with_wrong(labels, noise, generator)
+    return Split((x, noisy, *rest), split.validation)
+
+
+def _with_wrong(labels: Any, noise: float, generator: np.random.Generator) -> np.ndarray:
     y = np.asarray(labels)
     one_hot = y.ndim == 2 and y.shape[1] > 1
     ids = y.argmax(axis=1) if one_hot else y.reshape(-1)
@@ -185,12 +230,10 @@ def with_noise(split: Split, noise: float) -> Split:
     classes, positions = (np.arange(y.shape[1]), ids) if one_hot else np.unique(ids, return_inverse=True)
     if len(classes) < 2:
         raise InvalidComparisonError("Label noise needs at least two classes among the training labels.")
-    generator = np.random.default_rng(0)
     chosen = generator.permutation(len(ids))[: round(noise * len(ids))]
     moved = positions.reshape(-1).copy()
     moved[chosen] = (moved[chosen] + generator.integers(1, len(classes), size=len(chosen))) % len(classes)
-    noisy = np.eye(len(classes), dtype=y.dtype)[moved] if one_hot else classes[moved].reshape(y.shape)
-    return Split((x, noisy, *rest), split.validation)
+    return np.eye(len(classes), dtype=y.dtype)[moved] if one_hot else classes[moved].reshape(y.shape)
 
 
 def folder_of(folder: Path | None) -> Path | None:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -12,7 +12,7 @@ import cloudpickle
 import numpy as np
 import tensorflow as tf
 
-from trainstep.benchmarks import datasets, trial
+from trainstep.benchmarks import datasets, own, trial
 from trainstep.benchmarks import workload as workloads
 from trainstep.benchmarks.attack import Attack, check_examples
 from trainstep.benchmarks.cost import COUNTED_MEMORY, cost_job
@@ -117,12 +117,12 @@ def _fingerprinted(suite: Suite) -> tuple[dict[str, Task], dict[str, dict[int, W
     tasks, initial = dict(suite.tasks), {}
     for name, task in tasks.items():
         if task.settings.workload in workloads.names():
-            _check_changes(task, suite.seeds[0], suite.compositions.values())
+            _check_changes(task, suite.seeds[0], suite.compositions)
         elif task.settings.fingerprint is None:
             bench, seeds = Bench(task), tuple(suite.seeds)
             models = trial.two_models(bench, seeds[0])
             text, initial[name] = fingerprint(bench, seeds, models)
-            trial.check(bench, models[0], suite.compositions.values())
+            trial.check(bench, models[0], suite.compositions)
             if task.settings.attack is not None:
                 check_examples(bench.validation, Attack(**task.settings.attack))
             changes: dict[str, Any] = {"fingerprint": text}
@@ -133,20 +133,21 @@ def _fingerprinted(suite: Suite) -> tuple[dict[str, Task], dict[str, dict[int, W
     return tasks, initial
 
 
-def _check_changes(task: Task, seed: int, compositions: Iterable[Composition]) -> None:
+def _check_changes(task: Task, seed: int, compositions: Mapping[str, Composition]) -> None:
     """Try a workload whose loss or metrics are not its own any more, or whose strategies need something of it.
 
     On zeros, as its data are not read here.
     """
     workload = workloads.get(task.settings.workload)
-    needing = [composition for composition in compositions if trial.needs(composition)]
+    needing = {label: composition for label, composition in compositions.items() if trial.needs(composition)}
     if (task.settings.loss, task.settings.metrics) == (workload.loss, workload.metrics) and not needing:
         return
     model: Any = Bench(task).new_model(seed)
     dtype = tf.as_dtype(model.inputs[0].dtype).as_numpy_dtype
-    zeros = (np.zeros((2, *workload.input_shape), dtype), np.zeros(2, "int64"))
+    labels = tf.nest.map_structure(lambda _: np.zeros(2, "int64"), workload.classes)
+    zeros = (np.zeros((2, *workload.input_shape), dtype), labels)
     split = Split(zeros, zeros)
-    if task.settings.loss == "categorical_crossentropy":
+    if own.takes_one_hot(task.settings.loss):
         split = datasets.one_hot(split, workload.classes)
     trial.check(Bench(dataclasses.replace(task, load=lambda: split)), model, needing)
 

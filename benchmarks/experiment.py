@@ -25,6 +25,7 @@ from trainstep import registry
 from trainstep.benchmarks import optimizers, own, workload
 from trainstep.benchmarks.attack import Attack
 from trainstep.benchmarks.errors import InvalidComparisonError, InvalidExperimentError
+from trainstep.benchmarks.metrics import by_output
 from trainstep.benchmarks.source import Source
 from trainstep.benchmarks.spec import GRID, check_label, expanded, parse_spec
 from trainstep.composition import compose
@@ -132,13 +133,23 @@ def _as_optimizer(value: Any) -> Any:
 
 
 def _as_loss(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {output: _known_to_keras(own.check_loss, loss, (output,)) for output, loss in value.items()}
     return _known_to_keras(own.check_loss, value, ())
 
 
 def _as_metrics(value: Any) -> Any:
-    for index, name in enumerate(_as_several(value)):
-        _known_to_keras(own.check_metric, name, (index,))
-    return _as_several(value)
+    if isinstance(value, Mapping):
+        return {output: _checked_metrics(names, (output,)) for output, names in value.items()}
+    return _checked_metrics(value, ())
+
+
+def _checked_metrics(value: Any, place: tuple[Any, ...]) -> tuple[Any, ...]:
+    names = _as_several(value)
+    for index, name in enumerate(names):
+        [(_, metric)] = by_output(name)
+        _known_to_keras(own.check_metric, metric, (*place, index))
+    return names
 
 
 def _known_to_keras(check: Callable[[Any], None], name: Any, place: tuple[Any, ...]) -> Any:
@@ -202,6 +213,10 @@ def _check_options(name: Any, options: Any) -> None:
             raise _problem(f"{name}: unknown option {option!r}.{hint} Options: {listed}.", (name, option))
         if isinstance(value, Mapping) and GRID in value:
             _check_grid(f"{name}: {option}", value, (name, option))
+        elif isinstance(value, Mapping) and len(value) == 1 and isinstance(next(iter(value.values())), list | tuple):
+            [key] = value
+            if hint := nearest(str(key), [GRID]):
+                raise _problem(f"{name}: {option}: unknown key {key!r}.{hint}", (name, option, key))
 
 
 def _check_grid(what: str, value: Mapping[str, Any], path: tuple[Any, ...]) -> None:
@@ -253,9 +268,12 @@ class Experiment(_Part):
     optimizer: Annotated[dict[str, Any], BeforeValidator(_as_optimizer)] | None = Field(
         default=None, description="A name of Keras, or {name: ..., learning_rate: ..., schedule: {name: ...}, ...}."
     )
-    loss: Annotated[str, BeforeValidator(_as_loss)] | None = Field(default=None, description="A name of Keras.")
-    metrics: Annotated[tuple[str, ...], BeforeValidator(_as_metrics)] | None = Field(
-        default=None, description="Names of Keras; verdicts are on the first."
+    loss: Annotated[str | dict[str, str], BeforeValidator(_as_loss)] | None = Field(
+        default=None, description="A name of Keras; or one for each output, by its name."
+    )
+    metrics: Annotated[tuple[str, ...] | dict[str, tuple[str, ...]], BeforeValidator(_as_metrics)] | None = Field(
+        default=None,
+        description="Names of Keras; verdicts are on the first. Of one of several outputs: by its name, OUTPUT:METRIC.",
     )
     higher_is_better: bool | None = Field(default=None, description="Of the first metric; for a name Keras lacks.")
     attack: Annotated[Attack | Literal[False] | None, BeforeValidator(_as_attack)] = Field(

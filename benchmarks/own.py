@@ -14,9 +14,8 @@ import tensorflow as tf
 from trainstep.benchmarks import datasets
 from trainstep.benchmarks.data import Split, checked
 from trainstep.benchmarks.errors import InvalidComparisonError, InvalidDataError, InvalidModelError
-from trainstep.benchmarks.runner import first_line
 from trainstep.composition import applied
-from trainstep.errors import NotAModelError, TrainstepError, nearest
+from trainstep.errors import NotAModelError, TrainstepError, first_line, nearest
 
 
 def imported(text: str, what: str) -> Callable[..., Any]:
@@ -145,7 +144,7 @@ def metric_maker(given: Any) -> Callable[[], Any]:
             f"{given.__name__!r} asks for {', '.join(inspect.signature(given).parameters)}. Wrap it: "
             f"metric=lambda: keras.metrics.MeanMetricWrapper({given.__name__})."
         )
-    make = maker(given, lambda name: name)
+    make = maker(given, _metric_called)
     one, other = (_made(make, "metric") for _ in range(2))
     if isinstance(one, str):
         check_metric(one)
@@ -156,6 +155,15 @@ def metric_maker(given: Any) -> Callable[[], Any]:
     else:
         _refuse_same("metric", one, other)
     return make
+
+
+def _metric_called(given: str) -> Any:
+    """Return the metric of that name, called so; or the name, of those that Keras makes by itself and calls so."""
+    found = None if given in _CHOSEN_BY_SHAPE else keras.metrics.get(given)
+    if not isinstance(found, keras.metrics.Metric):
+        return given
+    # The two Kerases call one that is a class by different names, and count how many there are.
+    return type(found).from_config({**found.get_config(), "name": given})
 
 
 def check_metric(given: str) -> None:
@@ -171,6 +179,11 @@ def check_loss(given: Any) -> None:
             _check_name("loss", loss, keras.losses, ())
         elif loss is not None and not callable(loss):
             raise InvalidComparisonError(f"`loss` is a name, an object of Keras or a function, not {loss!r}.")
+
+
+def takes_one_hot(loss: Any) -> bool:
+    """Return whether `loss`, by name, of all outputs, is the one of probabilities for which labels are one-hot."""
+    return set(map(str, tf.nest.flatten(loss))) == {"categorical_crossentropy"}
 
 
 _CHOSEN_BY_SHAPE = ("accuracy", "acc", "crossentropy", "ce")

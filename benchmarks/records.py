@@ -48,7 +48,8 @@ class Settings(Record):
     """Examples; None where a `tf.data.Dataset` brought its own batches."""
     optimizer: dict[str, Any]
     """Its class name, and its settings where they are plain values, its schedule included."""
-    loss: str
+    loss: str | dict[str, str | None] | tuple[str | None, ...]
+    """Its name; of several outputs the names by output, or in their order."""
     metrics: tuple[str, ...]
     """Measured on the validation examples after each epoch; verdicts are on the first."""
     higher_is_better: bool = True

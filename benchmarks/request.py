@@ -19,6 +19,7 @@ from trainstep.benchmarks.attack import Attack
 from trainstep.benchmarks.data import Source, Split, checked
 from trainstep.benchmarks.errors import InvalidComparisonError, InvalidExperimentError
 from trainstep.benchmarks.experiment import Experiment, WorkloadChoice, is_integer, seeds
+from trainstep.benchmarks.metrics import Metrics, Wanted, by_output
 from trainstep.benchmarks.records import Budget, Settings, Target
 from trainstep.benchmarks.runner import Task
 from trainstep.benchmarks.spec import check_label, expanded, parse_spec
@@ -146,7 +147,7 @@ def suite_of(
         optimizer: a name, a mapping (see `trainstep.benchmarks.optimizers`), an optimizer to be copied, or a function
             that returns a new one.
         learning_rate: of an optimizer given by name, or of the workload's.
-        metric, metrics: one or several: names, metrics to be copied, or functions that return a new one.
+        metric, metrics: one or several: names, metrics to be copied, or functions that return a new one; or by output.
         higher_is_better: of the first metric; None: as its name says.
         attack: budget; False: none. None: that of the workload.
         target: {metric: value}, a `Target`, or the value of the first metric; None: that of the workload.
@@ -344,13 +345,13 @@ def _budget(epochs: Any, updates: Any, seconds: Any) -> Budget | None:
     return Budget(**{name: kinds[name](name, value) for name, value in given.items()}) if given else None
 
 
-def _metrics(metric: Any, metrics: Any) -> list[Any] | None:
+def _metrics(metric: Any, metrics: Any) -> list[Wanted] | None:
     if metric is not None and metrics is not None:
         raise InvalidComparisonError("Give metric= or metrics=, but not both.")
     given = metric if metrics is None else metrics
     if given is None:
         return None
-    several = list(given) if isinstance(given, list | tuple) else [given]
+    several = by_output(given)
     if not several:
         raise InvalidComparisonError("`metrics` names at least one metric: verdicts are on the first.")
     return several
@@ -362,11 +363,11 @@ def _of_workload(workload: Workload, folder: Path | None, changes: Mapping[str, 
         "batch_size": workload.batch_size,
         "optimizer": workload.optimizer,
         "loss": workload.loss,
-        "metrics": list(workload.metrics),
+        "metrics": by_output(workload.metrics),
         "attack": workload.attack,
         "target": workload.target,
     }
-    read = workload.read_one_hot if changes["loss"] == "categorical_crossentropy" else workload.read
+    read = workload.read_one_hot if own.takes_one_hot(changes["loss"]) else workload.read
     task = _task(
         build=workload.build,
         load=functools.partial(read, folder),
@@ -388,7 +389,7 @@ def _of_user(model: Any, train: Any, validation: Source, noise: float, changes: 
         "batch_size": 32,
         "optimizer": {"name": "adam"},
         "loss": "sparse_categorical_crossentropy",
-        "metrics": ["accuracy"],
+        "metrics": by_output("accuracy"),
         "attack": None,
         "target": None,
     }
@@ -458,12 +459,7 @@ def _task(
     updates = budget.updates or (budget.epochs * steps if budget.epochs and steps else None)
     make_optimizer, plain = _optimizer(chosen["optimizer"], changes["learning_rate"], updates)
     own.check_loss(chosen["loss"])
-    makers = [own.metric_maker(metric) for metric in chosen["metrics"]]
-    make_metrics = functools.partial(_all, makers)
-    made = make_metrics()
-    names = tuple(own.name(metric) for metric in made)
-    if len(set(names)) < len(names):
-        raise InvalidComparisonError(f"Two metrics have one name: {', '.join(names)}.")
+    metrics = Metrics.of(chosen["metrics"])
     attack = chosen["attack"] or None
     settings = Settings(
         workload=label,
@@ -471,11 +467,11 @@ def _task(
         budget=budget,
         batch_size=batch_size,
         optimizer=optimizers.settings_of(make_optimizer()),
-        loss=own.name(chosen["loss"]),
-        metrics=names,
-        higher_is_better=_direction(made[0], changes["higher_is_better"]),
+        loss=_named(chosen["loss"]),
+        metrics=metrics.names,
+        higher_is_better=_direction(metrics.example(metrics.names[0]), changes["higher_is_better"]),
         attack=None if attack is None else attack.model_dump(mode="json"),
-        target=_target(changes["target"], defaults["target"], made, names, changes["higher_is_better"]),
+        target=_target(changes["target"], defaults["target"], metrics, changes["higher_is_better"]),
         examples=examples,
     )
     return Task(
@@ -483,7 +479,7 @@ def _task(
         load=load,
         make_optimizer=make_optimizer,
         loss=chosen["loss"],
-        make_metrics=make_metrics,
+        metrics=metrics,
         settings=settings,
         reusable=known and plain,
     )
@@ -501,13 +497,17 @@ def _optimizer(given: Any, learning_rate: Any, updates: int | None) -> tuple[Cal
     return own.optimizer_maker(given), False
 
 
-def _all(makers: Sequence[Callable[[], Any]]) -> list[Any]:
-    return [make() for make in makers]
+def _named(loss: Any) -> Any:
+    """Return the name of `loss`; of one for each output the names, in the same form."""
+    if isinstance(loss, Mapping):
+        return {str(output): _named(one) for output, one in loss.items()}
+    if isinstance(loss, list | tuple):
+        return tuple(map(_named, loss))
+    return None if loss is None else own.name(loss)
 
 
-def _target(
-    given: Any, default: Target | None, made: Sequence[Any], names: Sequence[str], first: bool | None
-) -> Target | None:
+def _target(given: Any, default: Target | None, metrics: Metrics, first: bool | None) -> Target | None:
+    names = metrics.names
     if given is None:  # That of a workload is on its own metric, which the user may have replaced.
         return default if default is not None and default.metric in names else None
     if isinstance(given, Target):
@@ -527,8 +527,8 @@ def _target(
             f" Did you mean {target['value'] / 100:g}?"
         )
     if target["higher_is_better"] is None:
-        index = list(names).index(target["metric"])
-        target["higher_is_better"] = _direction(made[index], first if index == 0 else None)
+        of_first = first if target["metric"] == names[0] else None
+        target["higher_is_better"] = _direction(metrics.example(target["metric"]), of_first)
     return Target(**target)
 
 

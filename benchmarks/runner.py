@@ -20,11 +20,12 @@ from trainstep.benchmarks.attack import Attack, compiled_attack, robust_accuracy
 from trainstep.benchmarks.calibration import expected_calibration_error
 from trainstep.benchmarks.data import Split, checked, first_batch, train_batches, validation_batches
 from trainstep.benchmarks.environment import environment
-from trainstep.benchmarks.errors import DivergedError, InvalidComparisonError
+from trainstep.benchmarks.errors import DivergedError
+from trainstep.benchmarks.metrics import Made, Metrics
 from trainstep.benchmarks.records import Budget, Epoch, Run, Settings, key_of
 from trainstep.composition import Composition, apply
 from trainstep.definition import unpickled_by_value
-from trainstep.errors import UnsupportedInputError
+from trainstep.errors import UnsupportedInputError, first_line
 
 _CHUNK = 64
 """Epochs whose order is made at once, where the budget does not say how many there will be."""
@@ -41,8 +42,8 @@ class Task:
     make_optimizer: Callable[[], Any]
     """Returns a new optimizer, with its schedule."""
     loss: Any
-    make_metrics: Callable[[], list[Any]]
-    """Returns new metrics; verdicts are on the first."""
+    metrics: Metrics
+    """Verdicts are on the first."""
     settings: Settings
     reusable: bool = False
     """Whether all state of a model in training is in its variables and its optimizer's, so that setting those anew
@@ -127,6 +128,8 @@ class Trainer:
         self._attacked: Any = None
         self._scores: Any = None
         self._optimizer_state: list[tuple[Any, Any]] = []
+        self.metrics: Made | None = None
+        """Those of the model that `ready` returned last."""
         self.first_step: float | None = None
         """Seconds from the beginning of `fit` to the end of its first step, when the model was new."""
 
@@ -153,7 +156,8 @@ class Trainer:
     def _compile(self, model: Any) -> None:
         task = self.bench.task
         names = {strategy.declaration.name: options for strategy, options in self._composition.items()}
-        apply(model, names).compile(task.make_optimizer(), task.loss, metrics=task.make_metrics())
+        self.metrics = task.metrics.made(model)
+        apply(model, names).compile(task.make_optimizer(), task.loss, metrics=self.metrics.compiled)
         if task.reusable:
             # Made now, so that their first values are known. The state of the strategies is among them.
             _seam.build_optimizer(model.optimizer, model.trainable_variables)
@@ -237,21 +241,6 @@ def _chunk_seed(seed: int, chunk: int) -> int:
     return seed if chunk == 0 else int(np.random.SeedSequence([seed, chunk]).generate_state(1)[0])
 
 
-def first_line(error: BaseException) -> str:
-    """Return the class of `error` and the line of its message that says what happened."""
-    text = re.sub(r"\x1b\[\d+m", "", str(error))  # Keras prints some messages in bold.
-    text = re.sub(r"\{\{function_node \S+\}\} |\s*\[Op:\w+\]( name:)?", "", text)  # Where in TensorFlow it was.
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    nodes = [index for index, line in enumerate(lines) if line.startswith("[[{{node")]
-    if nodes and nodes[0] > 0:  # TensorFlow puts the message after the stack of the operation, before its name.
-        lines = lines[nodes[0] - 1 :]
-    elif lines and lines[0].startswith("in user code"):  # Autograph quotes the code, then the error it re-raises.
-        lines = [line.split(": ", 1)[1] for line in lines if re.match(r"\w+(\.\w+)*Error: ", line)] or lines
-    elif len(lines) > 1 and lines[0].startswith(("Exception encountered when calling", "Graph execution error")):
-        lines = lines[1:]
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
-
-
 @contextlib.contextmanager
 def quiet_tracing() -> Iterator[None]:
     """Hold back TensorFlow's warning that functions are traced too often: every run has a new model."""
@@ -308,7 +297,6 @@ class _Watch(keras.callbacks.Callback):
         """Whether the budget is used up."""
         self._trainer = trainer
         self._budget: Budget = trainer.bench.settings.budget
-        self._names = trainer.bench.settings.metrics
         self._updates = 0
         self._seconds = 0.0
         self._since = 0.0
@@ -370,13 +358,8 @@ class _Watch(keras.callbacks.Callback):
         loss = float(logs["loss"])
         if not math.isfinite(loss):
             raise DivergedError(f"the training loss is {loss} in epoch {len(self.epochs) + 1}")
-        values = [float(value) for name, value in logs.items() if name.startswith("val_") and name != "val_loss"]
-        if len(values) != len(self._names):
-            raise InvalidComparisonError(
-                f"The metrics asked for are {', '.join(self._names)}, and Keras gave "
-                f"{', '.join(name for name in logs if name.startswith('val_'))}. With several outputs, name one metric."
-            )
-        metrics = dict(zip(self._names, values, strict=True))
+        made: Any = self._trainer.metrics
+        metrics = made.values(logs)
         self.epochs.append(Epoch(updates=self._updates, seconds=self._seconds, loss=loss, metrics=metrics))
         if self._budget.epochs is not None:
             self._stop(len(self.epochs) >= self._budget.epochs)

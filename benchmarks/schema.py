@@ -41,6 +41,8 @@ def json_schema() -> dict[str, Any]:
     optimizer = {"type": "object", "properties": {"name": text, "schedule": {}}, "required": ["name"]}
     properties["optimizer"] = {"description": properties["optimizer"]["description"], "anyOf": [text, optimizer]}
     metrics = {"anyOf": [text, {"type": "array", "items": text, "minItems": 1}]}
+    outputs = {"type": "object", "additionalProperties": metrics, "minProperties": 1}
+    metrics = {"anyOf": [*metrics["anyOf"], outputs]}
     properties["metrics"] = {"description": properties["metrics"]["description"], **metrics}
     number = {"type": "object", "additionalProperties": {"type": "number"}, "minProperties": 1, "maxProperties": 1}
     target = {"anyOf": [text, {"$ref": "#/$defs/TargetChoice"}, number]}

@@ -4,8 +4,9 @@ What would make every run fail is said once, and at once; and so is what would b
 a model that is not new at each call, and a model that is compiled already.
 """
 
-from collections.abc import Iterable
-from typing import Any
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -14,9 +15,9 @@ import tensorflow as tf
 from trainstep import _seam
 from trainstep.benchmarks.data import validation_batches
 from trainstep.benchmarks.errors import InvalidDataError, InvalidModelError
-from trainstep.benchmarks.runner import Bench, first_line
+from trainstep.benchmarks.runner import Bench
 from trainstep.composition import Composition, apply, remove
-from trainstep.errors import TrainstepError
+from trainstep.errors import TrainstepError, first_line
 
 _SPARSE = "sparse_categorical_crossentropy"
 
@@ -44,7 +45,7 @@ def two_models(bench: Bench, seed: int) -> tuple[Any, Any]:
     return one, other
 
 
-def check(bench: Bench, model: Any, compositions: Iterable[Composition] = ()) -> None:
+def check(bench: Bench, model: Any, compositions: Mapping[str, Composition]) -> None:
     """Apply each of `compositions` to `model`, compile it, and evaluate it on a few examples of each part of the data.
 
     Raises:
@@ -53,13 +54,15 @@ def check(bench: Bench, model: Any, compositions: Iterable[Composition] = ()) ->
         ModelConflictError: the model does what a strategy does, has a step of its own, or is none a strategy can train.
         UnsupportedInputError: the data are none a strategy can train on.
     """
-    task, compositions = bench.task, list(compositions)
-    for composition in compositions:
+    task = bench.task
+    for label, composition in compositions.items():
         names: dict[str, Any] = {strategy.declaration.name: options for strategy, options in composition.items()}
-        remove(apply(model, names))
+        with _labelled(label, composition, task.loss):
+            remove(apply(model, names))
+    metrics = task.metrics.made(model).compiled
     try:
         # Not traced: it takes no time to compile, and its errors are those of the operation that fails.
-        model.compile(task.make_optimizer(), task.loss, metrics=task.make_metrics(), run_eagerly=True)
+        model.compile(task.make_optimizer(), task.loss, metrics=metrics, run_eagerly=True)
     except Exception as error:
         raise InvalidModelError(f"The model cannot be compiled: {first_line(error)}.") from error
     for name, source in zip(("train", "validation"), bench.split, strict=True):
@@ -69,22 +72,25 @@ def check(bench: Bench, model: Any, compositions: Iterable[Composition] = ()) ->
         if 2 in sizes:  # Or a mistake could hide, by two labels for two outputs.
             batch = _examples(source, next(count for count in range(3, len(sizes) + 4) if count not in sizes))
             outputs = _outputs(model, batch[0], name)
-        _check_scores(outputs, task.loss)
-        if _is_sparse(task.loss):
-            _check_labels(source, outputs, task.loss, name)
         given = f"for a batch of `{name}` the model returns {_shown(outputs)}, and the labels are {_shown(batch[1])}"
-        if _is_broadcast(task.loss, outputs, batch[1]):
-            raise InvalidModelError(f"The loss {task.loss!r} takes a label for each output: {given}.")
+        known = batch[1] if isinstance(source, tf.data.Dataset) else source[1]
+        for one in _by_output(model, name, outputs, (task.loss, batch[1], known)):
+            _check_scores(one)
+            if _is_sparse(one.loss):
+                _check_labels(one)
+            if _is_broadcast(one):
+                raise InvalidModelError(f"The loss {one.loss!r} takes a label for each score: {given}.")
         try:
             model.test_on_batch(*batch)
         except Exception as error:
-            metrics = ", ".join(bench.settings.metrics)
+            loss, measured = bench.settings.loss, ", ".join(bench.settings.metrics)
             raise InvalidModelError(
-                f"The loss {bench.settings.loss!r} or the metrics, {metrics}, do not fit: {given}. {first_line(error)}."
+                f"The loss {loss!r} or the metrics, {measured}, do not fit: {given}. {first_line(error)}."
             ) from error
-        for composition in compositions if name == "train" else ():
+        for label, composition in compositions.items() if name == "train" else ():
             if needs(composition):
-                _train(task, model, composition, batch)
+                with _labelled(label, composition, task.loss):
+                    _train(task, model, composition, batch)
 
 
 def needs(composition: Composition) -> bool:
@@ -92,11 +98,27 @@ def needs(composition: Composition) -> bool:
     return any(strategy.declaration.needs or "check_model" in vars(strategy) for strategy in composition)
 
 
+@contextlib.contextmanager
+def _labelled(label: str, composition: Composition, loss: Any) -> Iterator[None]:
+    """Say of an error of a strategy which of those compared it is, and what of the comparison it may want changed."""
+    names = [strategy.declaration.name for strategy in composition]
+    try:
+        yield
+    except TrainstepError as error:
+        text = str(error)
+        if any(name in text for name in names) and not text.startswith(label):
+            text = f"{label}: {text}"
+        if any("one-hot labels" in strategy.declaration.needs for strategy in composition) and _is_sparse(loss):
+            text += " Those of a workload are, where the loss is categorical_crossentropy."
+        raise type(error)(text) from error
+
+
 def _train(task: Any, model: Any, composition: Composition, batch: Any) -> None:
     """Train `model` by one step on `batch`, so that what a strategy needs and does not find is said now."""
     apply(model, {strategy.declaration.name: options for strategy, options in composition.items()})
+    metrics = task.metrics.made(model).compiled
     try:
-        model.compile(task.make_optimizer(), task.loss, metrics=task.make_metrics(), run_eagerly=True)
+        model.compile(task.make_optimizer(), task.loss, metrics=metrics, run_eagerly=True)
         model.train_on_batch(*batch)
     finally:
         remove(model)
@@ -135,6 +157,37 @@ def _examples(source: Any, count: int) -> Any:
     return next(iter(validation_batches(source, count)))
 
 
+class _Output(NamedTuple):
+    """One output of a model on a batch."""
+
+    loss: Any
+    values: Any
+    labels: Any
+    known: Any
+    """All labels that can be looked at without going through a dataset, of which they are those of the first batch."""
+    place: str
+    """How an error says where the labels are from."""
+
+
+def _by_output(model: Any, name: str, outputs: Any, given: tuple[Any, Any, Any]) -> Iterator[_Output]:
+    """Yield what belongs to each output; nothing where that is for Keras to tell.
+
+    Args:
+        model: what is trained.
+        name: of the part of the data.
+        outputs: of a batch.
+        given: the loss, the labels of the batch, and all labels that are known; each as the user has it.
+    """
+    values = tf.nest.flatten(outputs)
+    parts = [_seam.for_each_output(model, part, outputs) for part in given]
+    if any(len(part) != len(values) for part in parts):
+        return
+    called = sorted(outputs) if isinstance(outputs, dict) else range(len(values))
+    for output, value, loss, labels, known in zip(called, values, *parts, strict=True):
+        place = f"`{name}`, output {output!r}," if len(values) > 1 else f"`{name}`"
+        yield _Output(loss, value, labels, known, place)
+
+
 def _is_sparse(loss: Any) -> bool:
     if isinstance(loss, str):
         loss = keras.losses.get(loss)
@@ -142,21 +195,23 @@ def _is_sparse(loss: Any) -> bool:
     return isinstance(loss, sparse) or getattr(loss, "__name__", "") == _SPARSE
 
 
-def _is_broadcast(loss: Any, outputs: Any, labels: Any) -> bool:
-    """Return whether a loss of Keras would set one label against several outputs, which it does in silence."""
+def _is_broadcast(output: _Output) -> bool:
+    """Return whether a loss of Keras would set one label against several scores, which it does in silence."""
+    loss, labels = output.loss, output.labels
     if not isinstance(loss, str) or _is_sparse(loss) or loss.lower() in ("ctc", "circle"):
         return False
-    if not (isinstance(outputs, tf.Tensor) and isinstance(labels, tf.Tensor)):
+    if not isinstance(labels, tf.Tensor):
         return False
-    return outputs.shape[1:].num_elements() != labels.shape[1:].num_elements()
+    return output.values.shape[1:].num_elements() != labels.shape[1:].num_elements()
 
 
-def _check_scores(outputs: Any, loss: Any) -> None:
+def _check_scores(output: _Output) -> None:
     """Raise where a loss of probabilities is given logits, of which it makes something in silence."""
+    loss = output.loss
     described = _seam.cross_entropy(keras.losses.get(loss) if isinstance(loss, str) else loss)
-    if described is None or described[1] or not isinstance(outputs, tf.Tensor):
+    if described is None or described[1]:
         return
-    least = float(tf.reduce_min(outputs))
+    least = float(tf.reduce_min(output.values))
     if least < 0:
         raise InvalidModelError(
             f"The loss takes probabilities, and the model returns scores as low as {least:.4g}: logits. End it with a "
@@ -164,18 +219,18 @@ def _check_scores(outputs: Any, loss: Any) -> None:
         )
 
 
-def _check_labels(source: Any, outputs: Any, loss: Any, name: str) -> None:
+def _check_labels(output: _Output) -> None:
     """Raise where labels are no classes. On a GPU TensorFlow says nothing, and the loss is not a number.
 
     Of a dataset the first batch is looked at: how much there is of it nobody knows.
     """
-    labels = _examples(source, 2)[1] if isinstance(source, tf.data.Dataset) else source[1]
-    if not (isinstance(labels, tf.Tensor) and isinstance(outputs, tf.Tensor) and outputs.shape.rank):
-        return  # Several outputs: whose labels are whose is for Keras to know.
-    classes, values = outputs.numpy().shape[-1], labels.numpy()
-    if labels.shape[1:] == outputs.shape[1:] and classes > 1:
+    loss, labels, scores = output.loss, output.known, output.values
+    if not (isinstance(labels, tf.Tensor) and scores.shape.rank):
+        return
+    classes, values = scores.numpy().shape[-1], labels.numpy()
+    if labels.shape[1:] == scores.shape[1:] and classes > 1:
         raise InvalidDataError(
-            f"The labels of `{name}` are {_shown(labels)}, a number for each score of the model. With the loss "
+            f"The labels of {output.place} are {_shown(labels)}, a number for each score of the model. With the loss "
             f"{_SPARSE} a label is the number of a class; for one-hot labels the loss is categorical_crossentropy."
         )
     if isinstance(loss, keras.losses.Loss):
@@ -195,7 +250,7 @@ def _check_labels(source: Any, outputs: Any, loss: Any, name: str) -> None:
     shown = ", ".join(f"{label:g}" for label in (found[:3] if len(found) > 6 else found))
     shown += f", ..., {found[-1]:g}" if len(found) > 6 else ""
     raise InvalidDataError(
-        f"The labels of `{name}` are {shown}, and the model's last axis has {classes} "
+        f"The labels of {output.place} are {shown}, and the model's last axis has {classes} "
         f"score{'s'[: classes != 1]}: with the loss {_SPARSE} labels are whole numbers from 0 to {classes - 1}. {hint}"
     )
 

@@ -27,7 +27,8 @@ class Workload:
     model: str
     """One of `trainstep.models.names()`."""
     input_shape: tuple[int, ...]
-    classes: int
+    classes: models.Classes
+    """How many; by name where the model has several outputs."""
     load: Callable[[Path | None], Split]
     """Reads the data, from a folder where one is given: see `trainstep.benchmarks.datasets`."""
     examples: int
@@ -190,6 +191,20 @@ _workloads = {
             target=_accuracy(value=0.8),
         ),
         Workload(
+            name="digits_dropout_mlp",
+            summary="8 x 8 digits of scikit-learn, two hidden layers with dropout",
+            model="mlp",
+            model_options={"dropout": 0.3},
+            input_shape=(8, 8, 1),
+            classes=10,
+            load=datasets.load_digits,
+            examples=1437,
+            batch_size=64,
+            epochs=20,
+            attack=_IN_UNIT,
+            target=_accuracy(value=0.95),
+        ),
+        Workload(
             name="digits_mlp",
             summary="8 x 8 digits of scikit-learn, two hidden layers",
             model="mlp",
@@ -201,6 +216,19 @@ _workloads = {
             epochs=12,
             attack=_IN_UNIT,
             target=_accuracy(value=0.95),
+        ),
+        Workload(
+            name="digits_pair_cnn",
+            summary="two overlapping 8 x 8 digits, one output for each, the small convolutional net",
+            model="cnn",
+            input_shape=(8, 12, 1),
+            classes={"left": 10, "right": 10},
+            load=datasets.make_pairs,
+            examples=2874,
+            batch_size=64,
+            epochs=10,
+            optimizer={"name": "adam", "learning_rate": 2e-3},
+            target=_accuracy(value=0.9),
         ),
         Workload(
             name="fashion_cnn",

@@ -6,7 +6,7 @@ All end in a softmax, so that `loss="sparse_categorical_crossentropy"` goes with
 neither reads nor changes any global random state.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +15,16 @@ import keras
 from trainstep.declaration import validated_options
 from trainstep.errors import InvalidOptionsError, UnknownModelError, nearest
 from trainstep.models import cnn, mlp, resnet, transformer
-from trainstep.models._options import ModelOptions, Seeds
+from trainstep.models._options import Classes, ModelOptions, Seeds
 
-__all__ = ["build", "describe", "names", "validate"]
+__all__ = ["Classes", "build", "describe", "names", "validate"]
 
 
 @dataclass(frozen=True)
 class _Reference:
     name: str
     options: type[ModelOptions]
-    build: Callable[[tuple[int, ...], int, Seeds, Any], keras.Model]
+    build: Callable[[tuple[int, ...], Classes, Seeds, Any], keras.Model]
 
 
 _models = {
@@ -62,13 +62,14 @@ def validate(name: str, /, **options: Any) -> ModelOptions:
     return validated_options(name, _get(name).options, options)
 
 
-def build(name: str, /, *, input_shape: Sequence[int], classes: int, seed: int = 0, **options: Any) -> keras.Model:
+def build(name: str, /, *, input_shape: Sequence[int], classes: Classes, seed: int = 0, **options: Any) -> keras.Model:
     """Return a new, built and uncompiled model.
 
     Args:
         name: one of `names()`.
         input_shape: shape of one example: (features,), (height, width, channels), or (length,) for tokens.
-        classes: number of classes, 2 at least; the output has shape (batch, classes) and sums to 1.
+        classes: number of classes, 2 at least; the output has shape (batch, classes) and sums to 1. For several outputs
+            {name: classes}: the model returns them by name, and so do labels come.
         seed: decides all initial weights and the dropout; from 0 to 2**31 - 1.
         **options: the model's own, see `describe`.
 
@@ -81,8 +82,11 @@ def build(name: str, /, *, input_shape: Sequence[int], classes: int, seed: int =
     shape = tuple(input_shape)
     if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
         raise InvalidOptionsError(f"{name}: input_shape must be positive integers, not {input_shape!r}.")
-    if not (isinstance(classes, int) and classes >= 2):
-        raise InvalidOptionsError(f"{name}: classes must be an integer of 2 or more, not {classes!r}.")
+    counts = list(classes.values()) if isinstance(classes, Mapping) else [classes]
+    if not (counts and all(isinstance(count, int) and count >= 2 for count in counts)):
+        raise InvalidOptionsError(
+            f"{name}: classes must be an integer of 2 or more, or one for each output by its name, not {classes!r}."
+        )
     if not (isinstance(seed, int) and 0 <= seed < 2**31):
         raise InvalidOptionsError(f"{name}: seed must be an integer from 0 to 2**31 - 1, not {seed!r}.")
     return reference.build(shape, classes, Seeds(seed), checked)

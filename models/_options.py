@@ -1,6 +1,6 @@
 """What all reference models share: the base of their options, and seeds for their layers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import keras
@@ -8,6 +8,9 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from trainstep.declaration import StrategyOptions
+
+Classes = int | Mapping[str, int]
+"""How many classes there are; or, of a model with several outputs, by the name of each."""
 
 Width = Annotated[int, Field(ge=1)]
 """How many units or filters a layer has."""
@@ -46,3 +49,14 @@ class Seeds:
     def normal(self, stddev: float) -> Any:
         """Return a normal initializer around 0, with a seed of its own."""
         return keras.initializers.RandomNormal(stddev=stddev, seed=self.next())
+
+
+def probabilities(x: Any, classes: Classes, seeds: Seeds) -> Any:
+    """Return probabilities, (batch, classes), from `x`, (batch, features); of several outputs by name."""
+    if not isinstance(classes, Mapping):
+        return _head(x, classes, seeds, "probabilities")
+    return {name: _head(x, count, seeds, name) for name, count in classes.items()}
+
+
+def _head(x: Any, classes: int, seeds: Seeds, name: str) -> Any:
+    return keras.layers.Dense(classes, "softmax", kernel_initializer=seeds.glorot(), name=name)(x)

@@ -9,7 +9,7 @@ import keras
 from pydantic import Field
 
 from trainstep.errors import InvalidOptionsError
-from trainstep.models._options import ModelOptions, Seeds, Width
+from trainstep.models._options import Classes, ModelOptions, Seeds, Width, probabilities
 
 
 class CnnOptions(ModelOptions):
@@ -21,7 +21,7 @@ class CnnOptions(ModelOptions):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of these units dropped in training.")
 
 
-def build(input_shape: tuple[int, ...], classes: int, seeds: Seeds, options: CnnOptions) -> keras.Model:
+def build(input_shape: tuple[int, ...], classes: Classes, seeds: Seeds, options: CnnOptions) -> keras.Model:
     """Return the network; float32 images (batch, height, width, channels) to probabilities (batch, classes)."""
     if len(input_shape) != 3 or min(input_shape[:2]) < 4:
         raise InvalidOptionsError(
@@ -43,5 +43,4 @@ def build(input_shape: tuple[int, ...], classes: int, seeds: Seeds, options: Cnn
     x = keras.layers.Dense(options.units, "relu", kernel_initializer=seeds.glorot(), name="dense")(x)
     if options.dropout:
         x = keras.layers.Dropout(options.dropout, seed=seeds.next(), name="dropout")(x)
-    outputs = keras.layers.Dense(classes, "softmax", kernel_initializer=seeds.glorot(), name="probabilities")(x)
-    return keras.Model(inputs, outputs, name="cnn")
+    return keras.Model(inputs, probabilities(x, classes, seeds), name="cnn")

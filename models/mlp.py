@@ -3,7 +3,7 @@
 import keras
 from pydantic import Field
 
-from trainstep.models._options import ModelOptions, Seeds, Width
+from trainstep.models._options import Classes, ModelOptions, Seeds, Width, probabilities
 
 
 class MlpOptions(ModelOptions):
@@ -15,7 +15,7 @@ class MlpOptions(ModelOptions):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of units dropped after each hidden layer.")
 
 
-def build(input_shape: tuple[int, ...], classes: int, seeds: Seeds, options: MlpOptions) -> keras.Model:
+def build(input_shape: tuple[int, ...], classes: Classes, seeds: Seeds, options: MlpOptions) -> keras.Model:
     """Return the network; float32 (batch, *input_shape) to probabilities (batch, classes)."""
     x = inputs = keras.Input(input_shape, name="inputs")
     if len(input_shape) > 1:
@@ -24,5 +24,4 @@ def build(input_shape: tuple[int, ...], classes: int, seeds: Seeds, options: Mlp
         x = keras.layers.Dense(units, "relu", kernel_initializer=seeds.glorot(), name=f"dense_{index}")(x)
         if options.dropout:
             x = keras.layers.Dropout(options.dropout, seed=seeds.next(), name=f"dropout_{index}")(x)
-    outputs = keras.layers.Dense(classes, "softmax", kernel_initializer=seeds.glorot(), name="probabilities")(x)
-    return keras.Model(inputs, outputs, name="mlp")
+    return keras.Model(inputs, probabilities(x, classes, seeds), name="mlp")

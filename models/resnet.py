@@ -16,7 +16,7 @@ import keras
 from pydantic import Field
 
 from trainstep.errors import InvalidOptionsError
-from trainstep.models._options import ModelOptions, Seeds
+from trainstep.models._options import Classes, ModelOptions, Seeds, probabilities
 
 
 class ResnetOptions(ModelOptions):
@@ -30,7 +30,7 @@ class ResnetOptions(ModelOptions):
     )
 
 
-def build(input_shape: tuple[int, ...], classes: int, seeds: Seeds, options: ResnetOptions) -> keras.Model:
+def build(input_shape: tuple[int, ...], classes: Classes, seeds: Seeds, options: ResnetOptions) -> keras.Model:
     """Return the network; float32 images (batch, height, width, channels) to probabilities (batch, classes)."""
     if len(input_shape) != 3:
         raise InvalidOptionsError(f"resnet: input_shape must be (height, width, channels), not {input_shape}.")
@@ -42,8 +42,7 @@ def build(input_shape: tuple[int, ...], classes: int, seeds: Seeds, options: Res
             stride = 2 if stage > 0 and block == 0 else 1
             x = _block(x, options.width * 2**stage, stride, seeds, f"stage_{stage + 1}_block_{block + 1}")
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
-    outputs = keras.layers.Dense(classes, "softmax", kernel_initializer=seeds.glorot(), name="probabilities")(x)
-    return keras.Model(inputs, outputs, name=f"resnet_{options.depth}")
+    return keras.Model(inputs, probabilities(x, classes, seeds), name=f"resnet_{options.depth}")
 
 
 def _block(x: Any, filters: int, stride: int, seeds: Seeds, name: str) -> Any:

@@ -18,7 +18,7 @@ import tensorflow as tf
 from pydantic import Field, model_validator
 
 from trainstep.errors import InvalidOptionsError
-from trainstep.models._options import ModelOptions, Seeds
+from trainstep.models._options import Classes, ModelOptions, Seeds, probabilities
 
 
 class TransformerOptions(ModelOptions):
@@ -114,7 +114,7 @@ class Positions(keras.layers.Layer):
         return {**super().get_config(), "seed": self.seed}
 
 
-def build(input_shape: tuple[int, ...], classes: int, seeds: Seeds, options: TransformerOptions) -> keras.Model:
+def build(input_shape: tuple[int, ...], classes: Classes, seeds: Seeds, options: TransformerOptions) -> keras.Model:
     """Return the network; int32 ids (batch, length) or float32 images to probabilities (batch, classes)."""
     _check_shape(input_shape, options)
     width, dropout = options.width, options.dropout
@@ -148,7 +148,7 @@ def build(input_shape: tuple[int, ...], classes: int, seeds: Seeds, options: Tra
         x = keras.layers.Add(name=f"layer_{index}_add_2")([x, drop(y, f"layer_{index}_dropout_2")])
     x = keras.layers.LayerNormalization(name="norm")(x)
     x = keras.layers.GlobalAveragePooling1D(name="pool")(x)
-    return keras.Model(inputs, dense(classes, "softmax", "probabilities")(x), name="transformer")
+    return keras.Model(inputs, probabilities(x, classes, seeds), name="transformer")
 
 
 def _check_shape(input_shape: tuple[int, ...], options: TransformerOptions) -> None:

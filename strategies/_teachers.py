@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from trainstep import _seam
-from trainstep.errors import ModelConflictError, NotAModelError, nearest
+from trainstep.errors import ModelConflictError, NotAModelError, first_line, nearest
 from trainstep.strategies._classes import Classes
 
 _PROVIDED: dict[str, Any] = {}
@@ -73,7 +73,16 @@ def teacher_of(name: str, student: Any) -> Any:
             # In a thread of its own, where no graph is being traced and no distribution takes hold of its variables.
             make: Any = provided or (lambda: keras.models.load_model(name, compile=False))
             with ThreadPoolExecutor(1) as pool:
-                _MADE[key] = pool.submit(make).result()
+                try:
+                    _MADE[key] = pool.submit(make).result()
+                except Exception as error:
+                    if provided is not None:
+                        raise
+                    raise ModelConflictError(
+                        f"distillation: the teacher {name!r} cannot be loaded: {first_line(error)}. It is to be a "
+                        "model that this Keras saved, by model.save; one with classes of its own a function loads: "
+                        f"trainstep.strategies.distillation.provide({name!r}, function)."
+                    ) from error
         teacher = _MADE[key]
     if not isinstance(teacher, keras.Model):
         raise NotAModelError(f"distillation: the teacher {name!r} is to be a keras.Model, not {teacher!r}.")
@@ -82,6 +91,23 @@ def teacher_of(name: str, student: Any) -> Any:
     if not all(layer.built for layer in _seam.layers_of(teacher)):
         raise ModelConflictError(f"distillation: the teacher {name!r} is not built: call it on a batch first.")
     return teacher
+
+
+@tf.autograph.experimental.do_not_convert
+def predicted_by(name: str, teacher: Any, x: Any) -> Any:
+    """Return what `teacher` predicts for the inputs `x`, without a gradient.
+
+    Raises:
+        ModelConflictError: it does not take them.
+    """
+    try:
+        predicted = _seam.forward(teacher, x, training=False)
+    except Exception as error:
+        shapes = tf.nest.map_structure(lambda tensor: f"{tensor.dtype.name} {tuple(tensor.shape)}", x)
+        raise ModelConflictError(
+            f"distillation: the teacher {name!r} does not take the inputs of the model, {shapes}: {first_line(error)}."
+        ) from error
+    return tf.nest.map_structure(tf.stop_gradient, predicted)
 
 
 def output_like(name: str, predicted: Any, y_pred: Any, output: Classes, count: int) -> tuple[int, Any]:

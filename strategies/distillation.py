@@ -19,13 +19,20 @@ import keras
 import tensorflow as tf
 from pydantic import Field, field_validator
 
-from trainstep import _seam
 from trainstep.declaration import Cost, Declaration, Stage, StrategyOptions
 from trainstep.registry import register
 from trainstep.schedules import Scheduled, Within, is_always, value_at
 from trainstep.step import Batch, Objective, Strategy
 from trainstep.strategies._classes import class_outputs, divergence, share_of_loss, weighed
-from trainstep.strategies._teachers import gives_logits, name_of, output_like, provide, teacher_of, withdraw
+from trainstep.strategies._teachers import (
+    gives_logits,
+    name_of,
+    output_like,
+    predicted_by,
+    provide,
+    teacher_of,
+    withdraw,
+)
 
 __all__ = ["Distillation", "DistillationOptions", "provide", "withdraw"]
 
@@ -96,7 +103,7 @@ class Distillation(Strategy):
         weights = weighed(self, batch, 1 - alpha, [output.place for output in taught])
         objective = super().compute_objective(batch._replace(sample_weight=weights))
         teacher = teacher_of(options.teacher, self)
-        predicted = tf.nest.map_structure(tf.stop_gradient, _seam.forward(teacher, batch.x, training=False))
+        predicted = predicted_by(options.teacher, teacher, batch.x)
         values_of = {}
         for output in taught:
             place, values = output_like(options.teacher, predicted, objective.y_pred, output, len(taught))

@@ -169,6 +169,8 @@ def test_what_cannot_be_attacked_is_refused():
             trainstep.evaluate_robustness(model, (X, np.array(labels)), epsilon=0.1)
     with pytest.raises(errors.UnsupportedInputError, match="has single examples"):
         trainstep.evaluate_robustness(model, tf.data.Dataset.from_tensor_slices((X, Y)), epsilon=0.1)
+    with pytest.raises(errors.ModelConflictError, match=r"trained by no loss.*Or say what its scores are"):
+        trainstep.evaluate_robustness(keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)]), (X, Y), epsilon=0.1)
     with pytest.raises(errors.UnsupportedInputError, match=r"as low as -4, so they are logits.*from_logits=True"):
         trainstep.evaluate_robustness(linear([8.0], -4.0, "linear"), (X, Y), epsilon=0.1, from_logits=False)
     workload = multi_workload(CLASSES)

@@ -242,7 +242,7 @@ WRONG_DATA = [
     ({"train": (X, X[:, 0] > 0.5), "model": one_score}, InvalidDataError, "With one score, .*binary_crossentropy"),
     ({"train": (X, ONE_HOT)}, InvalidDataError, "for one-hot labels the loss is categorical_crossentropy"),
     ({"train": DATASET.map(lambda x, y: (x, y + 1))}, InvalidDataError, "labels of `train` are 1, 2"),
-    ({"loss": "mse", "metric": "mse"}, InvalidModelError, r"'mse' takes a label for each output: .*\(3, 2\).*\(3,\)"),
+    ({"loss": "mse", "metric": "mse"}, InvalidModelError, r"'mse' takes a label for each score: .*\(3, 2\).*\(3,\)"),
     ({"metric": "AUC"}, InvalidModelError, "the metrics, AUC, do not fit: for a batch of `train`"),
     ({"train": lambda: 1 / 0, "validation": None}, InvalidDataError, "function of the data failed: ZeroDivision"),
     (
@@ -250,11 +250,16 @@ WRONG_DATA = [
         errors.ModelConflictError,
         "layer_freezing: no trainable weight is called 'nothing'",
     ),
-    ({**WORKLOAD, "loss": "mse"}, InvalidModelError, r"'mse' takes a label for each output"),
+    ({**WORKLOAD, "loss": "mse"}, InvalidModelError, r"'mse' takes a label for each score"),
     (
         {**WORKLOAD, "strategies": {"frozen": {"layer_freezing": {"frozen": {"nothing": (0, 1)}}}}},
         errors.ModelConflictError,
         "layer_freezing: no trainable weight is called 'nothing'",
+    ),
+    (
+        {**WORKLOAD, "strategies": {"mixed hard": "mixup:alpha=1.0"}},
+        errors.ModelConflictError,
+        "^mixed hard: mixup mixes labels.*Those of a workload are, where the loss is categorical_crossentropy.$",
     ),
     ({**WORKLOAD, "workload": "markov_transformer", "strategies": ["trades"]}, errors.UnsupportedInputError, "int32"),
     ({"model": logits}, InvalidModelError, "takes probabilities, and the model returns scores as low as -.*: logits"),

@@ -139,6 +139,14 @@ MISTAKES = {
         "line 4: strategies.a.adversarial.epsilon: adversarial: epsilon: Input should be a valid number. Given: 'x'"
     ],
     "strategies:\n  a:\n    adversarial:\n      epsilon: {grid: []}": ["line 4: strategies.a.adversarial.epsilon: "],
+    "strategies:\n  a:\n    sam:\n      rho: {gird: [0.1]}": [
+        "line 4: strategies.a.sam.rho.gird: sam: rho: unknown key 'gird'. Did you mean 'grid'?"
+    ],
+    "strategies: [pcgrad]\nmetrics:\n  left: [mse, acuracy]": [
+        "line 3: metrics.left.1: Unknown metric 'acuracy'. Did you mean 'accuracy'"
+    ],
+    "strategies: [pcgrad]\nmetrics: ['left:acuracy']": ["line 2: metrics.0: Unknown metric 'acuracy'. Did you mean"],
+    "strategies: [pcgrad]\nloss:\n  left: mse\n  right: mes": ["line 4: loss.right: Unknown loss 'mes'. Did you mean"],
     "strategies:\n  a: sam +": ["line 2: strategies.a: A strategy is missing in 'sam +'"],
     "strategies:\n  a:\n    standard: 3": ["line 3: strategies.a.standard: Options of 'standard' are a mapping, not 3"],
     "strategies: [standard, standard]": ["line 1: strategies.1: 'standard' is listed twice"],

@@ -148,7 +148,7 @@ def test_a_task_of_a_workload_goes_to_another_process():
     np.testing.assert_array_equal(task.load().train[1], workload.get("blobs_mlp", 0.2).read().train[1])
     assert len(task.build(0).get_weights()) == 4
     assert type(task.make_optimizer()).__name__ == "Adam"
-    assert task.make_metrics() == ["accuracy"]
+    assert task.metrics.made(task.build(0)).compiled == ["accuracy"]
 
 
 def test_metrics_and_optimizers_are_new_each_time():
@@ -156,7 +156,7 @@ def test_metrics_and_optimizers_are_new_each_time():
         metrics=["accuracy", keras.metrics.MeanSquaredError(name="mse")], optimizer=keras.optimizers.SGD(0.5)
     )
     assert task.settings.metrics == ("accuracy", "mse")
-    assert task.make_metrics()[1] is not task.make_metrics()[1]
+    assert task.metrics.example("mse") is not task.metrics.example("mse")
     assert task.make_optimizer() is not task.make_optimizer()
     assert task.settings.optimizer["learning_rate"] == 0.5
 

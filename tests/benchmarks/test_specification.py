@@ -36,13 +36,22 @@ def runs_of(suite):
     "asked",
     [
         pytest.param({"workload": name, "seeds": 2}, id=name)
-        for name in ("digits_cnn", "digits_mlp", "fashion_cnn", "blobs_mlp")
+        for name in ("digits_cnn", "digits_mlp", "digits_pair_cnn", "fashion_cnn", "blobs_mlp")
         if name in workload.names()
     ]
     + [
         pytest.param({"workload": ["digits_cnn", "digits_mlp"], "epochs": 2, "batch_size": 16}, id="several"),
         pytest.param({"workload": {"name": "digits_cnn", "noise": 0.4}, "seeds": [3, 5], "updates": 9}, id="noise"),
         pytest.param({"workload": "digits_cnn", "attack": False, "seconds": 1.5, "target": 0.9}, id="attack"),
+        pytest.param(
+            {
+                "workload": "digits_pair_cnn",
+                "metrics": {"left": ["accuracy", "mae"], "right": "accuracy"},
+                "loss": {"left": "categorical_crossentropy", "right": "categorical_crossentropy"},
+                "target": {"right:accuracy": 0.5},
+            },
+            id="outputs",
+        ),
         pytest.param(
             {"workload": "digits_cnn", "optimizer": {"name": "sgd", "momentum": 0.9, "schedule": "cosine"}},
             id="schedule",

@@ -14,7 +14,15 @@ import tensorflow as tf
 from trainstep.benchmarks import datasets, errors, optimizers, workload
 from trainstep.benchmarks.data import Split
 
-OFFLINE = ("blobs_mlp", "digits_cnn", "digits_deep_mlp", "digits_mlp", "markov_transformer")
+OFFLINE = (
+    "blobs_mlp",
+    "digits_cnn",
+    "digits_deep_mlp",
+    "digits_dropout_mlp",
+    "digits_mlp",
+    "digits_pair_cnn",
+    "markov_transformer",
+)
 
 
 @pytest.mark.parametrize("name", OFFLINE)
@@ -24,10 +32,12 @@ def test_a_workload_has_the_data_it_says_and_always_the_same(name):
     for a, b in zip(tf.nest.flatten(tuple(one)), tf.nest.flatten(tuple(other)), strict=True):
         np.testing.assert_array_equal(a, b)
     (x, y), (x_validation, y_validation) = one
-    assert len(x) == len(y) == chosen.examples
+    assert {len(x), *map(len, tf.nest.flatten(y))} == {chosen.examples}
     assert x.shape[1:] == x_validation.shape[1:] == chosen.input_shape
     assert x.dtype == (np.int32 if name == "markov_transformer" else np.float32)
-    assert set(y) == set(y_validation) == set(range(chosen.classes))
+    tf.nest.assert_same_structure(y, chosen.classes)
+    for labels, held_out, classes in zip(*map(tf.nest.flatten, (y, y_validation, chosen.classes)), strict=True):
+        assert set(labels) == set(held_out) == set(range(classes))
     assert not {a.tobytes() for a in x} & {a.tobytes() for a in x_validation} or name.startswith(("digits", "markov"))
 
 
@@ -37,8 +47,13 @@ def test_a_workload_can_be_built_and_compiled(name):
     updates = chosen.epochs * -(-chosen.examples // chosen.batch_size)
     model = chosen.build(0)
     model.compile(optimizers.make(chosen.optimizer, updates), chosen.loss, metrics=list(chosen.metrics))
-    assert (model.input_shape[1:], model.output_shape[1:]) == (chosen.input_shape, (chosen.classes,))
+    assert model.input_shape[1:] == chosen.input_shape
+    assert [shape[1:] for shape in shapes_of(model)] == [(classes,) for classes in tf.nest.flatten(chosen.classes)]
     assert chosen.target.metric in chosen.metrics
+
+
+def shapes_of(model):
+    return [tuple(output.shape) for output in model.outputs]
 
 
 def test_a_workload_learns_in_seconds():
@@ -55,6 +70,19 @@ def test_digits_are_in_the_unit_interval():
     (x, _), (x_validation, _) = datasets.load_digits()
     assert (len(x) + len(x_validation), x.shape[1:]) == (1797, (8, 8, 1))
     assert (min(x.min(), x_validation.min()), max(x.max(), x_validation.max())) == (0, 1)
+
+
+def test_a_pair_of_digits_is_one_on_the_left_and_one_on_the_right():
+    (x, y), (x_validation, y_validation) = datasets.make_pairs()
+    digits, ids = (np.concatenate(parts) for parts in zip(*datasets.load_digits(), strict=True))
+    known = {(digit[:, :4].tobytes(), label) for digit, label in zip(digits, ids, strict=True)}
+    assert {(pair[:, :4].tobytes(), label) for pair, label in zip(x, y["left"], strict=True)} <= known
+    known = {(digit[:, 4:].tobytes(), label) for digit, label in zip(digits, ids, strict=True)}
+    assert {(pair[:, 8:].tobytes(), label) for pair, label in zip(x, y["right"], strict=True)} <= known
+    # No digit of one part is in the other; each is twice on either side.
+    assert (len(x), len(x_validation)) == (2 * 1437, 2 * 360)
+    assert [np.bincount(y[side]).sum() for side in y] == [2 * 1437] * 2
+    np.testing.assert_array_equal(np.bincount(y_validation["left"]), np.bincount(y_validation["right"]))
 
 
 def test_no_token_tells_a_chain_but_their_order_does():
@@ -120,6 +148,17 @@ def test_one_hot_labels_are_those_with_noise():
     np.testing.assert_array_equal(one_hot[0], x)
     np.testing.assert_array_equal(one_hot[1], np.eye(noisy.classes)[y])
     np.testing.assert_array_equal(validation[1].argmax(axis=1), held_out)
+
+
+def test_noise_and_one_hot_labels_of_several_outputs_are_of_each():
+    labels = {"b": LABELS, "a": LABELS}
+    (_, y), _ = noisy(labels)
+    assert [(y[name] != LABELS).sum() for name in ("a", "b")] == [40, 40]
+    assert (y["a"] != y["b"]).any()  # Which are wrong is drawn for each.
+    pair = workload.get("digits_pair_cnn", noise=0.4)
+    (_, plain), (_, rows) = pair.read().train, pair.read_one_hot().train
+    for side in ("left", "right"):
+        np.testing.assert_array_equal(rows[side], np.eye(10)[plain[side]])
 
 
 def test_noise_keeps_sample_weights():

@@ -83,6 +83,15 @@ def test_the_output_is_a_probability_for_each_class(case):
     np.testing.assert_allclose(y.sum(axis=1), 1, rtol=1e-6)  # Three float32, each rounded once.
 
 
+def test_several_outputs_have_names_and_classes_of_their_own(case):
+    model = built(case, classes={"kind": 3, "size": 2})
+    y = model(examples(case))
+    assert {name: tuple(output.shape) for name, output in y.items()} == {"kind": (4, 3), "size": (4, 2)}
+    assert sorted(model.output_names) == ["kind", "size"]
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.train_on_batch(examples(case), {"kind": np.array([0, 1, 2, 0]), "size": np.array([0, 1, 1, 0])})
+
+
 def test_training_and_saving(case, tmp_path):
     model = built(case)
     model.compile("adam", "sparse_categorical_crossentropy")
@@ -121,6 +130,8 @@ def test_the_depth_of_a_resnet_counts_its_weight_layers(depth):
         ("mlp", {"units": (3, 0)}, "units.1: Input should be greater than or equal to 1. Given: 0"),
         ("mlp", {"input_shape": ()}, "positive integers"),
         ("mlp", {"classes": 1}, "2 or more"),
+        ("mlp", {"classes": {"left": 2, "right": 1}}, "2 or more, or one for each output by its name, not {'left'"),
+        ("mlp", {"classes": {}}, "2 or more"),
         ("mlp", {"seed": -1}, "seed must be"),
         ("resnet", {"depth": 9}, "depth: .*8, 14 or 20"),
         ("transformer", {"heads": 5}, "does not divide 32"),

@@ -183,6 +183,19 @@ def train(**options) -> None:
     run(workload_for(dense, CLASSES), "distillation", options, fit={"epochs": 1})
 
 
+def test_a_file_that_is_no_saved_model_is_refused(tmp_path):
+    (tmp_path / "teacher.keras").write_text("none")
+    with pytest.raises(errors.ModelConflictError, match=r"teacher\.keras' cannot be loaded: .*\. It is to be a model"):
+        train(teacher=str(tmp_path / "teacher.keras"))
+
+
+def test_a_function_that_fails_to_load_a_teacher_says_why():
+    distillation.provide("broken", lambda: 1 / 0)
+    with pytest.raises(Exception, match="division by zero"):  # Autograph, on Keras 2, makes another of it.
+        train(teacher="broken")
+    distillation.withdraw("broken")
+
+
 def test_a_teacher_that_cannot_teach_is_refused():
     with pytest.raises(errors.ModelConflictError, match=r"no teacher 'the tests'.*Did you mean \"the test's\""):
         train(teacher="the tests")
@@ -194,6 +207,8 @@ def test_a_teacher_that_cannot_teach_is_refused():
     with pytest.raises(errors.ModelConflictError, match="Say so: from_logits=True or False"):
         train(teacher=scaled)
     train(teacher=scaled, from_logits=True)
+    with pytest.raises(errors.ModelConflictError, match=r"take the inputs of the model, float32 \(None, 6\): .*\b5\b"):
+        train(teacher=keras.Sequential([keras.Input((5,)), keras.layers.Dense(3, "softmax")]))
     distillation.provide("none", lambda: None)
     with pytest.raises(errors.NotAModelError, match=r"the teacher 'none' is to be a keras\.Model, not None"):
         train(teacher="none")

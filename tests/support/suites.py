@@ -18,6 +18,7 @@ import numpy as np
 from trainstep import registry
 from trainstep.benchmarks import engine
 from trainstep.benchmarks.data import Split
+from trainstep.benchmarks.metrics import Metrics, by_output
 from trainstep.benchmarks.records import Budget, Settings
 from trainstep.benchmarks.runner import Task
 from trainstep.benchmarks.store import Store
@@ -94,7 +95,7 @@ def task(build=build, load=load, make_optimizer=lambda: keras.optimizers.SGD(0.1
         load=load,
         make_optimizer=make_optimizer,
         loss="sparse_categorical_crossentropy",
-        make_metrics=lambda: ["accuracy"],
+        metrics=Metrics.of(by_output("accuracy")),
         settings=chosen,
     )
 
