@@ -104,20 +104,24 @@ def _rows(workload: Content, robust: bool) -> Iterator[str]:
 
 def of_strategy(name: str, results: dict[str, tuple[pathlib.Path, Content]]) -> str:
     """Return what the card of `name` says of experiments: a line for each row it is in."""
-    lines = []
+    lines, controls = [], []
     for experiment, (_, content) in results.items():
+        link = f"[{experiment}](../findings.md#{experiment.replace('_', '-')})"
         for workload in content["workloads"]:
             metric, where = workload["settings"]["metrics"][0], _where(workload)
             for label, row in workload["strategies"].items():
-                if name not in row["options"] or label == workload["control"]:
+                if name not in row["options"]:
+                    continue
+                if label == workload["control"]:
+                    controls.append(f"{link}, {where}: {metric} {spread(_values(row, metric))}")
                     continue
                 robust = _values(row, "robust_accuracy")
                 text = f"{metric} {spread(_values(row, metric))} ({difference(row['difference'])})"
                 if robust:
                     text += f", robust {spread(robust)} ({difference(row['robust_difference'])})"
-                lines.append(
-                    f"- [{experiment}](../findings.md#{experiment.replace('_', '-')}), {label}; {where}: {text}."
-                )
+                lines.append(f"- {link}, {label}; {where}: {text}.")
+    if not lines and controls:
+        lines = ["- The control, beside which all others are measured.", *(f"- {each}." for each in controls)]
     return "\n".join([*(lines or ["- No experiment here has it yet."]), *_costs(name)])
 
 
