@@ -275,6 +275,23 @@ def for_each_output(model: Any, given: Any, y_pred: Any) -> list[Any]:
     return [given] * len(outputs)
 
 
+def names_of_outputs(model: Any, x: Any) -> dict[str, str]:
+    """Return the names by which `compile` knows the outputs of `model`, and those in front of metrics in its logs.
+
+    They are the keys where the outputs are in a dict, else the names of layers; a model that is no graph of layers is
+    asked for its outputs on the batch `x`, and has none if these are in no dict.
+    """
+    layers = list(getattr(model, "output_names", None) or ()) if getattr(model, "inputs", None) else []
+    outputs = getattr(model, "output", None) if layers else None
+    if not layers and not isinstance(model, keras.Sequential):
+        found = forward(model, x, training=False)
+        return {str(key): str(key) for key in sorted(found)} if isinstance(found, dict) else {}
+    if not isinstance(outputs, dict):
+        return dict(zip(layers, layers, strict=True))
+    keys = sorted(outputs)
+    return dict(zip(keys, keys if KERAS_3 else layers, strict=True))
+
+
 def by_place(model: Any, given: Any) -> Any:
     """Return labels or weights `given` by name in the order of the outputs, where `model` returns a list of these.
 

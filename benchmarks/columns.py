@@ -61,6 +61,12 @@ def summary_columns(rows: Sequence[Entry]) -> list[Column]:
         column(metric, lambda _, row: _spread(row.metrics.values()), "On validation examples, after the last epoch."),
         column("difference", lambda _, row: _difference(row.difference), "To the control, paired by seed."),
         column("verdict", lambda _, row: _verdict(row), "On the difference.", words=True),
+        *(
+            column(
+                other, lambda _, row, other=other: _spread(row.also(other).values()), "Likewise; no verdict is on it."
+            )
+            for other in dict.fromkeys(name for group in groups.values() for name in group.settings.metrics[1:])
+        ),
         column("robust accuracy", lambda _, row: _spread(row.robust.values()), "Under the attack named below."),
         column("robust verdict", lambda _, row: _robust_verdict(row), "On the difference in it.", words=True),
         column("calibration error", lambda _, row: _spread(row.calibration.values()), "Expected calibration error."),

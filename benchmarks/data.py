@@ -1,6 +1,7 @@
 """Data as the runner takes it, and the order in which it is trained on."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -46,7 +47,7 @@ def checked(source: Source, name: str) -> Source:
             f"`{name}` must be (x, y), (x, y, sample_weight) or a batched tf.data.Dataset, not {_kind(source)}."
         )
     parts = [
-        tf.nest.map_structure(functools.partial(_array, what=f"{part} of `{name}`"), value)
+        tf.nest.map_structure(functools.partial(_array, what=f"{part} of `{name}`"), _without_lists(value))
         for part, value in zip(_PARTS, source, strict=False)
     ]
     lengths = {
@@ -110,6 +111,13 @@ def _check_dataset(dataset: tf.data.Dataset, name: str) -> None:
             f"The dataset `{name}` never ends, so it has no epochs. Leave out its `repeat()`, or end it: "
             f"`{name}.take(batches)`."
         )
+
+
+def _without_lists(value: Any) -> Any:
+    """Return `value` with tuples for lists, which `tf.data` takes for one array."""
+    if isinstance(value, Mapping):
+        return {name: _without_lists(one) for name, one in value.items()}
+    return tuple(map(_without_lists, value)) if isinstance(value, list | tuple) else value
 
 
 _PARTS = ("x", "y", "sample_weight")

@@ -1,7 +1,7 @@
 """Data by name: from a dependency, from a folder of the user's, from Keras's cache, or made by a formula.
 
-All images are float32 (examples, height, width, channels) in [0, 1], all labels int64 class ids (examples,). Nothing
-here draws at random but from seeds of its own, so that every call returns the same.
+All images are float32 (examples, height, width, channels) in [0, 1], all labels int64 class ids (examples,), those of
+several outputs by name. Nothing here draws at random but from seeds of its own, so that every call returns the same.
 """
 
 import codecs
@@ -19,7 +19,7 @@ import numpy as np
 
 from trainstep.benchmarks.data import Split
 from trainstep.benchmarks.errors import InvalidComparisonError, MissingDataError
-from trainstep.models import Classes
+from trainstep.models import ClassCounts
 
 VARIABLE = "TRAINSTEP_DATA"
 """Environment variable with the folder of the data."""
@@ -158,8 +158,8 @@ def make_pairs(folder: Path | None = None) -> Split:
     """Return 2,874 and 720 pictures of two digits each, float32 (8, 12, 1): one on the left, one on the right.
 
     As in MultiMNIST they overlap, by half their width here, and where they do the lighter pixel is seen. Each digit of
-    `load_digits` is twice on the left and twice on the right of others of its part. Labels are {"left": ..., "right":
-    ...}, class ids.
+    `load_digits` is twice on the left and twice on the right, beside one of its part that is drawn at random. Labels
+    are {"left": ..., "right": ...}, class ids.
 
     Sabour et al., "Dynamic Routing Between Capsules", NeurIPS 2017, https://arxiv.org/abs/1710.09829
     """
@@ -178,7 +178,7 @@ def make_pairs(folder: Path | None = None) -> Split:
     return Split(pairs(train), pairs(validation))
 
 
-def one_hot(split: Split, classes: Classes) -> Split:
+def one_hot(split: Split, classes: ClassCounts) -> Split:
     """Return `split` with the class ids of both parts, (examples,), as one-hot labels, float32 (examples, classes).
 
     Args:
@@ -204,7 +204,7 @@ def with_noise(split: Split, noise: float) -> Split:
 
     Args:
         split: train is (x, y) or (x, y, sample_weight); y are class ids (examples,) or (examples, 1), or one-hot; or
-            such by the names of several outputs, of each of which the share is made wrong.
+            such of several outputs, by name or in a tuple, of each of which the share is made wrong.
         noise: the share, from 0 to 1.
 
     Raises:
@@ -214,26 +214,32 @@ def with_noise(split: Split, noise: float) -> Split:
         return split
     x, labels, *rest = split.train
     generator = np.random.default_rng(0)
+    noisy: Any
     if isinstance(labels, Mapping):
-        noisy: Any = {name: _with_wrong(labels[name], noise, generator) for name in sorted(labels)}
+        noisy = {name: _with_wrong(labels[name], noise, generator, f" of {name!r}") for name in sorted(labels)}
+    elif isinstance(labels, tuple):
+        noisy = tuple(_with_wrong(each, noise, generator) for each in labels)
     else:
         noisy = _with_wrong(labels, noise, generator)
     return Split((x, noisy, *rest), split.validation)
 
 
-def _with_wrong(labels: Any, noise: float, generator: np.random.Generator) -> np.ndarray:
+def _with_wrong(labels: Any, noise: float, generator: np.random.Generator, of: str = "") -> np.ndarray:
+    """Return `labels`, (examples,), (examples, 1) or one-hot, the share `noise` of them of another class."""
     y = np.asarray(labels)
-    one_hot = y.ndim == 2 and y.shape[1] > 1
-    ids = y.argmax(axis=1) if one_hot else y.reshape(-1)
+    in_rows = y.ndim == 2 and y.shape[1] > 1
+    ids = y.argmax(axis=1) if in_rows else y.reshape(-1)
     if not np.issubdtype(ids.dtype, np.integer):
-        raise InvalidComparisonError(f"Label noise needs class ids of an integer dtype, or one-hot, not {y.dtype}.")
-    classes, positions = (np.arange(y.shape[1]), ids) if one_hot else np.unique(ids, return_inverse=True)
+        raise InvalidComparisonError(
+            f"Label noise needs class ids of an integer dtype, or one-hot; the labels{of} are {y.dtype}."
+        )
+    classes, positions = (np.arange(y.shape[1]), ids) if in_rows else np.unique(ids, return_inverse=True)
     if len(classes) < 2:
-        raise InvalidComparisonError("Label noise needs at least two classes among the training labels.")
+        raise InvalidComparisonError(f"Label noise needs at least two classes among the training labels{of}.")
     chosen = generator.permutation(len(ids))[: round(noise * len(ids))]
     moved = positions.reshape(-1).copy()
     moved[chosen] = (moved[chosen] + generator.integers(1, len(classes), size=len(chosen))) % len(classes)
-    return np.eye(len(classes), dtype=y.dtype)[moved] if one_hot else classes[moved].reshape(y.shape)
+    return np.eye(len(classes), dtype=y.dtype)[moved] if in_rows else classes[moved].reshape(y.shape)
 
 
 def folder_of(folder: Path | None) -> Path | None:

@@ -28,7 +28,6 @@ from trainstep.benchmarks.runner import (
     Task,
     Weights,
     fingerprint,
-    first_line,
     get_ready,
     receive,
     run_job,
@@ -37,6 +36,7 @@ from trainstep.benchmarks.runner import (
 from trainstep.benchmarks.sinks import Sink
 from trainstep.benchmarks.store import Store
 from trainstep.composition import Composition
+from trainstep.errors import first_line
 
 _BEAT = 5.0
 """Seconds between two signs of life in the store."""
@@ -147,9 +147,10 @@ def _check_changes(task: Task, seed: int, compositions: Mapping[str, Composition
     labels = tf.nest.map_structure(lambda _: np.zeros(2, "int64"), workload.classes)
     zeros = (np.zeros((2, *workload.input_shape), dtype), labels)
     split = Split(zeros, zeros)
-    if own.takes_one_hot(task.settings.loss):
+    if own.takes_one_hot(task.loss):
         split = datasets.one_hot(split, workload.classes)
-    trial.check(Bench(dataclasses.replace(task, load=lambda: split)), model, needing)
+    bench = Bench(dataclasses.replace(task, load=lambda: split))
+    trial.check(bench, model, needing, "Those of a workload are, where the loss is categorical_crossentropy.")
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from trainstep import registry
 from trainstep.benchmarks import optimizers, own, workload
 from trainstep.benchmarks.attack import Attack
 from trainstep.benchmarks.errors import InvalidComparisonError, InvalidExperimentError
-from trainstep.benchmarks.metrics import by_output
+from trainstep.benchmarks.metrics import several, taken_apart
 from trainstep.benchmarks.source import Source
 from trainstep.benchmarks.spec import GRID, check_label, expanded, parse_spec
 from trainstep.composition import compose
@@ -71,10 +71,6 @@ def _problem(message: str, path: tuple[Any, ...] = ()) -> PydanticCustomError:
 
 
 # --- From what is convenient to write to what is checked ------------------------------------------
-
-
-def _as_several(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def _as_seeds(value: Any) -> Any:
@@ -134,21 +130,41 @@ def _as_optimizer(value: Any) -> Any:
 
 def _as_loss(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {output: _known_to_keras(own.check_loss, loss, (output,)) for output, loss in value.items()}
-    return _known_to_keras(own.check_loss, value, ())
+        for output, loss in value.items():
+            _check_loss(loss, (output,))
+    elif isinstance(value, list | tuple):
+        for index, loss in enumerate(value):
+            _check_loss(loss, (index,))
+    elif not isinstance(value, str):
+        raise _problem(f"A loss is a name of Keras, or one for each output by its name, not {value!r}.")
+    if isinstance(value, str):
+        _known_to_keras(own.check_loss, value, ())
+    elif not value:
+        _placed((), own.check_loss, value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_loss(value: Any, place: tuple[Any, ...]) -> None:
+    if not isinstance(value, str | None):
+        raise _problem(f"The loss of an output is a name of Keras, or null for none, not {value!r}.", place)
+    _known_to_keras(own.check_loss, value, place)
 
 
 def _as_metrics(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {output: _checked_metrics(names, (output,)) for output, names in value.items()}
-    return _checked_metrics(value, ())
+        return {output: _metric_names(names, (output,)) for output, names in value.items()}
+    return _metric_names(value, ())
 
 
-def _checked_metrics(value: Any, place: tuple[Any, ...]) -> tuple[Any, ...]:
-    names = _as_several(value)
+def _metric_names(value: Any, output: tuple[Any, ...]) -> tuple[str, ...]:
+    """Return the names of metrics; those of an `output` have none before them."""
+    names = several(value)
     for index, name in enumerate(names):
-        [(_, metric)] = by_output(name)
-        _known_to_keras(own.check_metric, metric, (*place, index))
+        if not isinstance(name, str) or (output and ":" in name):
+            how = "by its name" if output else 'by its name, that of an output as "output:metric"'
+            raise _problem(f"A metric is given {how}, not {name!r}.", (*output, index))
+        _, metric = _placed((*output, index), taken_apart, name)
+        _known_to_keras(own.check_metric, metric, (*output, index))
     return names
 
 
@@ -195,10 +211,19 @@ def _as_composition(value: Any) -> Any:
             cause = error.__cause__
             places = [one["loc"][:1] for one in cause.errors()] if isinstance(cause, ValidationError) else [()]
             name = str(error).split(":", 1)[0]
-            raise _problem(str(error), (name, *places[0])) from error
+            raise _problem(f"{error}{_like_a_grid(spec[name], places[0])}", (name, *places[0])) from error
         except TrainstepError as error:
             raise _problem(str(error)) from error
     return composition
+
+
+def _like_a_grid(options: Mapping[str, Any], place: tuple[Any, ...]) -> str:
+    """Return a hint where the option at `place`, which was refused, looks like a grid with its word misspelt."""
+    value = options.get(place[0]) if place else None
+    if isinstance(value, Mapping) and len(value) == 1:
+        [(key, values)] = value.items()
+        return nearest(str(key), [GRID]) if isinstance(values, list | tuple) else ""
+    return ""
 
 
 def _check_options(name: Any, options: Any) -> None:
@@ -213,10 +238,6 @@ def _check_options(name: Any, options: Any) -> None:
             raise _problem(f"{name}: unknown option {option!r}.{hint} Options: {listed}.", (name, option))
         if isinstance(value, Mapping) and GRID in value:
             _check_grid(f"{name}: {option}", value, (name, option))
-        elif isinstance(value, Mapping) and len(value) == 1 and isinstance(next(iter(value.values())), list | tuple):
-            [key] = value
-            if hint := nearest(str(key), [GRID]):
-                raise _problem(f"{name}: {option}: unknown key {key!r}.{hint}", (name, option, key))
 
 
 def _check_grid(what: str, value: Mapping[str, Any], path: tuple[Any, ...]) -> None:
@@ -245,7 +266,7 @@ class Experiment(_Part):
     """
 
     workload: Annotated[
-        tuple[Annotated[WorkloadChoice, BeforeValidator(_as_choice)], ...], BeforeValidator(_as_several)
+        tuple[Annotated[WorkloadChoice, BeforeValidator(_as_choice)], ...], BeforeValidator(several)
     ] = Field(default=(), description="One or several: a name, or {name: ..., noise: ...}.")
     model: str | None = Field(default=None, description="Own model: package.module:function, which returns a new one.")
     data: str | None = Field(
@@ -268,8 +289,8 @@ class Experiment(_Part):
     optimizer: Annotated[dict[str, Any], BeforeValidator(_as_optimizer)] | None = Field(
         default=None, description="A name of Keras, or {name: ..., learning_rate: ..., schedule: {name: ...}, ...}."
     )
-    loss: Annotated[str | dict[str, str], BeforeValidator(_as_loss)] | None = Field(
-        default=None, description="A name of Keras; or one for each output, by its name."
+    loss: Annotated[str | dict[str, str | None] | tuple[str | None, ...], BeforeValidator(_as_loss)] | None = Field(
+        default=None, description="A name of Keras; or one for each output by its name, null for none."
     )
     metrics: Annotated[tuple[str, ...] | dict[str, tuple[str, ...]], BeforeValidator(_as_metrics)] | None = Field(
         default=None,

@@ -1,16 +1,21 @@
 """What users bring themselves: models, data, optimizers and metrics."""
 
 import functools
+import hashlib
 import importlib
 import inspect
+import json
+import re
 import sys
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from trainstep import _seam
 from trainstep.benchmarks import datasets
 from trainstep.benchmarks.data import Split, checked
 from trainstep.benchmarks.errors import InvalidComparisonError, InvalidDataError, InvalidModelError
@@ -159,7 +164,7 @@ def metric_maker(given: Any) -> Callable[[], Any]:
 
 def _metric_called(given: str) -> Any:
     """Return the metric of that name, called so; or the name, of those that Keras makes by itself and calls so."""
-    found = None if given in _CHOSEN_BY_SHAPE else keras.metrics.get(given)
+    found = None if given.lower() in _CHOSEN_BY_SHAPE else keras.metrics.get(given)
     if not isinstance(found, keras.metrics.Metric):
         return given
     # The two Kerases call one that is a class by different names, and count how many there are.
@@ -173,8 +178,17 @@ def check_metric(given: str) -> None:
 
 
 def check_loss(given: Any) -> None:
-    """Raise `InvalidComparisonError` where `given`, or a part of it, is no loss, or no name of one."""
-    for loss in tf.nest.flatten(given):
+    """Raise `InvalidComparisonError` where `given` is no loss, no name of one, nor one or None for each output."""
+    losses = list(given.values()) if isinstance(given, Mapping) else given
+    if isinstance(losses, list | tuple) and not losses:
+        raise InvalidComparisonError("`loss` by output is empty: leave it out, or give each output its own.")
+    if isinstance(losses, list | tuple) and all(loss is None for loss in losses):
+        raise InvalidComparisonError("No output has a loss: give at least one of them one.")
+    for loss in losses if isinstance(losses, list | tuple) else [losses]:
+        if isinstance(loss, str) and ":" in loss:
+            raise InvalidComparisonError(
+                f"Losses by output are given in Python or in a file, {{output: loss}}, and not as {loss!r}."
+            )
         if isinstance(loss, str):
             _check_name("loss", loss, keras.losses, ())
         elif loss is not None and not callable(loss):
@@ -182,8 +196,9 @@ def check_loss(given: Any) -> None:
 
 
 def takes_one_hot(loss: Any) -> bool:
-    """Return whether `loss`, by name, of all outputs, is the one of probabilities for which labels are one-hot."""
-    return set(map(str, tf.nest.flatten(loss))) == {"categorical_crossentropy"}
+    """Return whether `loss`, or that of each output, is a cross-entropy of one-hot labels."""
+    found = [keras.losses.get(one) if isinstance(one, str) else one for one in tf.nest.flatten(loss)]
+    return all((_seam.cross_entropy(one) or [None])[0] == "categorical" for one in found)
 
 
 _CHOSEN_BY_SHAPE = ("accuracy", "acc", "crossentropy", "ce")
@@ -197,8 +212,7 @@ def _check_name(kind: str, given: str, module: Any, others: tuple[str, ...]) -> 
     if hasattr(module, given) and isinstance(getattr(module, given), type):  # Such as MeanIoU, which needs options.
         raise InvalidComparisonError(f"The {kind} {given!r} cannot be made from its name alone: {problem}.")
     known = sorted({*_names(module), *others}, key=str.lower)
-    by_letters = {name.lower(): name for name in known}
-    hint = nearest(given.lower(), by_letters)
+    hint = nearest(given, sorted(known, key=str.islower))  # Of two that differ by capitals alone, the last.
     raise InvalidComparisonError(f"Unknown {kind} {given!r}.{hint} Known: {', '.join(known)}.")
 
 
@@ -249,6 +263,34 @@ def maker(given: Any, by_name: Callable[[str], Any]) -> Callable[[], Any]:
     if callable(given):
         return given
     raise InvalidComparisonError(f"Give a name, an object of Keras, or a function that returns one, not {given!r}.")
+
+
+def details(thing: Any) -> Any:
+    """Return what tells an object or a function of the user's from others of its name, as plain values; None of a name.
+
+    An object is told by its options, a function by its code, and by what it holds on to.
+    """
+    if thing is None or isinstance(thing, str):
+        return None
+    if hasattr(thing, "get_config") and not isinstance(thing, type):
+        config = {key: value for key, value in thing.get_config().items() if key != "name"}
+        if isinstance(thing, keras.losses.Loss):  # Whose options are not all in the config, on Keras 3.
+            config |= {key: value for key, value in vars(thing).items() if key != "name"}
+        return {"class": type(thing).__name__, **json.loads(json.dumps(config, default=_without_address))}
+    code = getattr(thing, "__code__", None)
+    if code is None:
+        return _without_address(thing)
+    held = [cell.cell_contents for cell in thing.__closure__ or ()], thing.__defaults__
+    return hashlib.sha256(f"{_code(code)} {_without_address(held)}".encode()).hexdigest()[:16]
+
+
+def _code(code: types.CodeType) -> str:
+    constants = [_code(each) if isinstance(each, types.CodeType) else repr(each) for each in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
+
+
+def _without_address(thing: Any) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
 
 
 def name(thing: Any) -> str:

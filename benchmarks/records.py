@@ -52,6 +52,8 @@ class Settings(Record):
     """Its name; of several outputs the names by output, or in their order."""
     metrics: tuple[str, ...]
     """Measured on the validation examples after each epoch; verdicts are on the first."""
+    objects: dict[str, Any] = {}
+    """Of a loss or metrics that are no names: their options or their code, by "loss" and "metrics"."""
     higher_is_better: bool = True
     """Of the first metric."""
     attack: dict[str, Any] | None = None
@@ -148,5 +150,8 @@ def key_of(
     """
     versions = {name: environment[name] for name in VERSIONS}
     machine = {"processor": environment["processor"]} if kind == "cost" else {}
-    content = [kind, spec, settings.model_dump(mode="json"), versions, machine, seed]
+    told = settings.model_dump(mode="json")
+    if not told["objects"]:
+        del told["objects"]  # Keys are those of before there were any.
+    content = [kind, spec, told, versions, machine, seed]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]

@@ -19,7 +19,7 @@ from trainstep.benchmarks.attack import Attack
 from trainstep.benchmarks.data import Source, Split, checked
 from trainstep.benchmarks.errors import InvalidComparisonError, InvalidExperimentError
 from trainstep.benchmarks.experiment import Experiment, WorkloadChoice, is_integer, seeds
-from trainstep.benchmarks.metrics import Metrics, Wanted, by_output
+from trainstep.benchmarks.metrics import Metrics, Wanted, by_output, several
 from trainstep.benchmarks.records import Budget, Settings, Target
 from trainstep.benchmarks.runner import Task
 from trainstep.benchmarks.spec import check_label, expanded, parse_spec
@@ -169,7 +169,7 @@ def suite_of(
         "batch_size": _positive("batch_size", batch_size),
         "optimizer": optimizer,
         "learning_rate": learning_rate,
-        "loss": loss,
+        "loss": _loss(loss),
         "metrics": _metrics(metric, metrics),
         "higher_is_better": _flag("higher_is_better", higher_is_better),
         "attack": attack if attack is None or attack is False else validated_options("attack", Attack, attack),
@@ -345,16 +345,22 @@ def _budget(epochs: Any, updates: Any, seconds: Any) -> Budget | None:
     return Budget(**{name: kinds[name](name, value) for name, value in given.items()}) if given else None
 
 
+def _loss(loss: Any) -> Any:
+    if loss is not None:
+        own.check_loss(loss)
+    return loss
+
+
 def _metrics(metric: Any, metrics: Any) -> list[Wanted] | None:
     if metric is not None and metrics is not None:
         raise InvalidComparisonError("Give metric= or metrics=, but not both.")
     given = metric if metrics is None else metrics
     if given is None:
         return None
-    several = by_output(given)
-    if not several:
+    chosen = by_output(given)
+    if not chosen:
         raise InvalidComparisonError("`metrics` names at least one metric: verdicts are on the first.")
-    return several
+    return chosen
 
 
 def _of_workload(workload: Workload, folder: Path | None, changes: Mapping[str, Any]) -> tuple[str, Task]:
@@ -458,7 +464,6 @@ def _task(
         steps = -(-examples // batch_size)
     updates = budget.updates or (budget.epochs * steps if budget.epochs and steps else None)
     make_optimizer, plain = _optimizer(chosen["optimizer"], changes["learning_rate"], updates)
-    own.check_loss(chosen["loss"])
     metrics = Metrics.of(chosen["metrics"])
     attack = chosen["attack"] or None
     settings = Settings(
@@ -469,6 +474,7 @@ def _task(
         optimizer=optimizers.settings_of(make_optimizer()),
         loss=_named(chosen["loss"]),
         metrics=metrics.names,
+        objects=_objects(chosen["loss"], chosen["metrics"], metrics),
         higher_is_better=_direction(metrics.example(metrics.names[0]), changes["higher_is_better"]),
         attack=None if attack is None else attack.model_dump(mode="json"),
         target=_target(changes["target"], defaults["target"], metrics, changes["higher_is_better"]),
@@ -497,6 +503,21 @@ def _optimizer(given: Any, learning_rate: Any, updates: int | None) -> tuple[Cal
     return own.optimizer_maker(given), False
 
 
+def _objects(loss: Any, given: Sequence[Wanted], metrics: Metrics) -> dict[str, Any]:
+    """Return what names do not say of loss and metrics: nothing of those that are given by name."""
+    if isinstance(loss, Mapping):
+        losses: Any = {str(output): own.details(one) for output, one in loss.items()}
+        told = any(losses.values())
+    elif isinstance(loss, list | tuple):
+        losses = [own.details(one) for one in loss]
+        told = any(losses)
+    else:
+        losses = told = own.details(loss)
+    pairs = zip(metrics.names, given, strict=True)
+    measured = {name: own.details(metrics.example(name)) for name, (_, one) in pairs if not isinstance(one, str)}
+    return {**({"loss": losses} if told else {}), **({"metrics": measured} if measured else {})}
+
+
 def _named(loss: Any) -> Any:
     """Return the name of `loss`; of one for each output the names, in the same form."""
     if isinstance(loss, Mapping):
@@ -521,7 +542,7 @@ def _target(given: Any, default: Target | None, metrics: Metrics, first: bool | 
             f"The target is on {target['metric']!r}, which is not among the metrics: {', '.join(names)}."
             f"{nearest(target['metric'], names)}"
         )
-    if "accuracy" in target["metric"] and target["value"] > 1:
+    if "accuracy" in target["metric"].rpartition(":")[2] and target["value"] > 1:
         raise InvalidComparisonError(
             f"The target of {target['metric']!r} is a share, from 0 to 1, not {target['value']:g}."
             f" Did you mean {target['value'] / 100:g}?"
@@ -551,15 +572,23 @@ def _direction(metric: Any, given: bool | None) -> bool:
     return bool(up)
 
 
+def is_told_by_name(metric: str, *, higher_is_better: bool) -> bool:
+    """Tell whether the name of `metric` says whether more of it is better, and says that."""
+    try:
+        return _direction(metric, None) is higher_is_better
+    except InvalidComparisonError:
+        return False
+
+
 # --- Workloads -------------------------------------------------------------------
 
 
 def _workloads(given: Any, noise: float | None) -> list[Workload]:
-    several = list(given) if isinstance(given, list | tuple) else [given]
-    if not several:
+    chosen = several(given)
+    if not chosen:
         raise InvalidComparisonError(f"`workload` names at least one: {', '.join(workloads.names())}.")
     found = []
-    for one in several:
+    for one in chosen:
         if isinstance(one, Workload):
             workload = one
         elif isinstance(one, WorkloadChoice):

@@ -134,6 +134,11 @@ class Trainer:
         """Seconds from the beginning of `fit` to the end of its first step, when the model was new."""
 
     @property
+    def model(self) -> Any:
+        """The model that `ready` returned last."""
+        return self._model
+
+    @property
     def spec(self) -> dict[str, dict[str, Any]]:
         """All options by strategy name, outermost strategy first, as JSON has them."""
         return spec_of(self._composition)
@@ -156,7 +161,7 @@ class Trainer:
     def _compile(self, model: Any) -> None:
         task = self.bench.task
         names = {strategy.declaration.name: options for strategy, options in self._composition.items()}
-        self.metrics = task.metrics.made(model)
+        self.metrics = task.metrics.made(model, self.bench.first_batch[0])
         apply(model, names).compile(task.make_optimizer(), task.loss, metrics=self.metrics.compiled)
         if task.reusable:
             # Made now, so that their first values are known. The state of the strategies is among them.
@@ -359,7 +364,7 @@ class _Watch(keras.callbacks.Callback):
         if not math.isfinite(loss):
             raise DivergedError(f"the training loss is {loss} in epoch {len(self.epochs) + 1}")
         made: Any = self._trainer.metrics
-        metrics = made.values(logs)
+        metrics = made.values({name[4:]: value for name, value in logs.items() if name.startswith("val_")})
         self.epochs.append(Epoch(updates=self._updates, seconds=self._seconds, loss=loss, metrics=metrics))
         if self._budget.epochs is not None:
             self._stop(len(self.epochs) >= self._budget.epochs)

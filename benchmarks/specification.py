@@ -5,7 +5,7 @@ from typing import Any
 
 from trainstep.benchmarks import workload as workloads
 from trainstep.benchmarks.records import Settings
-from trainstep.benchmarks.request import suite_of
+from trainstep.benchmarks.request import is_told_by_name, suite_of
 from trainstep.benchmarks.summary import Group
 from trainstep.errors import TrainstepError
 
@@ -15,6 +15,7 @@ _OWN = """\
 # model:
 # data:
 """
+_OBJECTS = "# What names do not say is not here: give {} to trainstep.compare(experiment=..., {}).\n"
 _SEVERAL = "# Several experiments: save each, from one line of --- to the next, as a file of its own.\n---\n"
 _MEASURED = {"examples", "fingerprint"}
 """Settings that follow from the data."""
@@ -38,6 +39,9 @@ def specification(groups: Sequence[Group]) -> str:
         documents = _as_one(documents, groups) or documents
     texts = [yaml.safe_dump(each, sort_keys=False, allow_unicode=True, width=100) for each in documents]
     own = [text if "workload" in document else _OWN + text for text, document in zip(texts, documents, strict=True)]
+    objects = sorted({name for group in groups for name in group.settings.objects})
+    if objects:
+        own[0] = _OBJECTS.format(" and ".join(objects), ", ".join(f"{name}=..." for name in objects)) + own[0]
     return own[0] if len(own) == 1 else _SEVERAL + "---\n".join(own)
 
 
@@ -72,8 +76,8 @@ def _document(group: Group) -> dict[str, Any]:
         **{name: value for name, value in settings.budget.model_dump().items() if value is not None},
         **({} if settings.batch_size is None else {"batch_size": settings.batch_size}),
         "optimizer": _optimizer(settings.optimizer),
-        "loss": settings.loss,
-        "metrics": list(settings.metrics),
+        **({} if "loss" in settings.objects else {"loss": settings.loss}),
+        **({} if "metrics" in settings.objects else {"metrics": list(settings.metrics)}),
         **_asked(settings, known=known),
     }
 
@@ -97,6 +101,8 @@ def _asked(settings: Settings, *, known: bool) -> dict[str, Any]:
         asked["attack"] = settings.attack
     elif known:  # Which may have one of its own.
         asked["attack"] = False
+    if not is_told_by_name(settings.metrics[0], higher_is_better=settings.higher_is_better):
+        asked["higher_is_better"] = settings.higher_is_better
     if settings.target is not None:
         asked["target"] = settings.target.model_dump()
     return asked

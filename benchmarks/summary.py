@@ -47,6 +47,11 @@ class Row:
     not_calibrated: tuple[str, ...]
     not_costed: str | None
 
+    def also(self, metric: str) -> dict[int, float]:
+        """Return another metric by seed, of runs that ended and have it."""
+        ended = [run for run in self.runs if run.metric is not None]
+        return {run.seed: run.epochs[-1].metrics[metric] for run in ended if metric in run.epochs[-1].metrics}
+
     @property
     def failed(self) -> int:
         """How many runs failed."""

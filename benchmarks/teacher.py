@@ -8,46 +8,41 @@ The same command makes the same model on the same machine, up to the order in wh
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import keras
 
-from trainstep.benchmarks import optimizers, workload
-from trainstep.benchmarks.data import train_batches, validation_batches
+from trainstep.benchmarks.environment import environment
+from trainstep.benchmarks.errors import InvalidComparisonError
+from trainstep.benchmarks.records import Run
+from trainstep.benchmarks.request import CONTROL, suite_of
+from trainstep.benchmarks.runner import Bench, Trainer, run_seed
+from trainstep.composition import remove
 from trainstep.errors import TrainstepError
 
 
-def taught(chosen: workload.Workload, *, epochs: int, seed: int = 0) -> tuple[keras.Model, float]:
-    """Return the model of the workload `chosen`, trained and compiled, and its first metric on the validation examples.
+def taught(name: str, *, epochs: int | None = None, seed: int = 0) -> tuple[keras.Model, Run]:
+    """Return the model of a workload, trained and plain, and what its run measured.
 
     Args:
-        chosen: gives model, data, optimizer, loss and metrics.
-        epochs: passes over the training examples, at least 1.
+        name: of the workload, which gives all but the seed.
+        epochs: passes over the training examples; None: those of the workload.
         seed: of initial weights, order and dropout, as in a comparison.
 
     Raises:
-        MissingDataError: the data are not there.
+        UnknownWorkloadError: there is no workload of that name.
+        InvalidComparisonError: training failed, as its data are not there, for example.
     """
-    keras.utils.set_random_seed(seed)
-    split = chosen.read()
-    model: Any = chosen.build(seed)
-    batches = train_batches(split.train, seed=seed, epochs=epochs, batch_size=chosen.batch_size)
-    optimizer = optimizers.make(chosen.optimizer, epochs * (batches.steps_per_epoch or 0))
-    model.compile(optimizer, chosen.loss, metrics=list(chosen.metrics))
-    validation = validation_batches(split.validation, chosen.batch_size)
-    history = model.fit(
-        batches.dataset,
-        steps_per_epoch=batches.steps_per_epoch,
-        epochs=epochs,
-        validation_data=validation,
-        shuffle=False,  # The order is made already.
-        verbose=0,
-    )
-    return model, float(history.history[f"val_{chosen.metrics[0]}"][-1])
+    suite = suite_of(workload=name, strategies=[CONTROL], epochs=epochs, attack=False)
+    [task], [composition] = suite.tasks.values(), suite.compositions.values()
+    trainer = Trainer(Bench(task), composition)
+    run = run_seed(trainer, CONTROL, seed, environment())
+    if run.failure:
+        raise InvalidComparisonError(f"{name} could not be trained: {run.failure}.")
+    return remove(trainer.model), run
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train and save a teacher; 2 where what is asked for is wrong."""
+    """Train and save a teacher; 2 where what is asked for is wrong, or fails."""
     parser = argparse.ArgumentParser(description="Train the model of a workload, and save it as a teacher.")
     parser.add_argument("workload", help="one of `trainstep list`")
     parser.add_argument("--epochs", type=int, help="passes over the data; those of the workload")
@@ -58,15 +53,19 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--output is a file of Keras, .keras, not {str(options.output)!r}")
     if options.epochs is not None and options.epochs < 1:
         parser.error(f"--epochs is at least 1, not {options.epochs}")
+    if options.seed < 0:
+        parser.error(f"--seed is at least 0, not {options.seed}")
     try:
-        chosen = workload.get(options.workload)
-        model, reached = taught(chosen, epochs=options.epochs or chosen.epochs, seed=options.seed)
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"nothing can be written to --output: {error}")
+    try:
+        model, run = taught(options.workload, epochs=options.epochs, seed=options.seed)
     except TrainstepError as error:
         print(error, file=sys.stderr)
         return 2
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     model.save(options.output)
-    print(f"{options.output}: {chosen.name}, {chosen.metrics[0]} {reached:.4f}")
+    print(f"{options.output}: {options.workload}, {run.settings.metrics[0]} {run.metric:.4f}")
     return 0
 
 

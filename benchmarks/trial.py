@@ -5,6 +5,7 @@ a model that is not new at each call, and a model that is compiled already.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -14,10 +15,10 @@ import tensorflow as tf
 
 from trainstep import _seam
 from trainstep.benchmarks.data import validation_batches
-from trainstep.benchmarks.errors import InvalidDataError, InvalidModelError
+from trainstep.benchmarks.errors import InvalidComparisonError, InvalidDataError, InvalidModelError
 from trainstep.benchmarks.runner import Bench
 from trainstep.composition import Composition, apply, remove
-from trainstep.errors import TrainstepError, first_line
+from trainstep.errors import TrainstepError, first_line, nearest
 
 _SPARSE = "sparse_categorical_crossentropy"
 
@@ -45,10 +46,17 @@ def two_models(bench: Bench, seed: int) -> tuple[Any, Any]:
     return one, other
 
 
-def check(bench: Bench, model: Any, compositions: Mapping[str, Composition]) -> None:
+def check(bench: Bench, model: Any, compositions: Mapping[str, Composition], one_hot: str = "") -> None:
     """Apply each of `compositions` to `model`, compile it, and evaluate it on a few examples of each part of the data.
 
+    Args:
+        bench: gives the data, and how the model is compiled.
+        model: a new one.
+        compositions: by label.
+        one_hot: what to say besides, where a strategy asks for one-hot labels.
+
     Raises:
+        InvalidComparisonError: a loss or a metric is of an output that the model has not, or an output has no loss.
         InvalidModelError: loss or metrics do not fit the output and the labels.
         InvalidDataError: labels are not among the classes that the model has scores for.
         ModelConflictError: the model does what a strategy does, has a step of its own, or is none a strategy can train.
@@ -57,12 +65,14 @@ def check(bench: Bench, model: Any, compositions: Mapping[str, Composition]) -> 
     task = bench.task
     for label, composition in compositions.items():
         names: dict[str, Any] = {strategy.declaration.name: options for strategy, options in composition.items()}
-        with _labelled(label, composition, task.loss):
+        with _labelled(label, composition, one_hot):
             remove(apply(model, names))
-    metrics = task.metrics.made(model).compiled
+    x = _examples(bench.split.train, 2)[0]
+    _outputs(model, x, "train")
+    metrics = task.metrics.made(model, x)
     try:
         # Not traced: it takes no time to compile, and its errors are those of the operation that fails.
-        model.compile(task.make_optimizer(), task.loss, metrics=metrics, run_eagerly=True)
+        model.compile(task.make_optimizer(), task.loss, metrics=metrics.compiled, run_eagerly=True)
     except Exception as error:
         raise InvalidModelError(f"The model cannot be compiled: {first_line(error)}.") from error
     for name, source in zip(("train", "validation"), bench.split, strict=True):
@@ -72,24 +82,37 @@ def check(bench: Bench, model: Any, compositions: Mapping[str, Composition]) -> 
         if 2 in sizes:  # Or a mistake could hide, by two labels for two outputs.
             batch = _examples(source, next(count for count in range(3, len(sizes) + 4) if count not in sizes))
             outputs = _outputs(model, batch[0], name)
+        called = list(_seam.names_of_outputs(model, batch[0]))
+        count = len(tf.nest.flatten(outputs))
+        _check_names("loss", task.loss, called, count, called)
+        untrained = (
+            {key for key, loss in task.loss.items() if loss is None} if isinstance(task.loss, Mapping) else set()
+        )
+        labelled = [output for output in called if output not in untrained]
+        _check_names(f"labels of `{name}`", batch[1], called, count, labelled)
+        if len(batch) == 3:
+            _check_names(f"sample weights of `{name}`", batch[2], called, count, [])
         given = f"for a batch of `{name}` the model returns {_shown(outputs)}, and the labels are {_shown(batch[1])}"
         known = batch[1] if isinstance(source, tf.data.Dataset) else source[1]
-        for one in _by_output(model, name, outputs, (task.loss, batch[1], known)):
+        for one in _each_output(model, outputs, (task.loss, batch[1], known), (name, called)):
             _check_scores(one)
             if _is_sparse(one.loss):
                 _check_labels(one)
             if _is_broadcast(one):
-                raise InvalidModelError(f"The loss {one.loss!r} takes a label for each score: {given}.")
+                raise InvalidModelError(
+                    f"The loss {one.loss!r} takes a label for each score. Of {one.place} this is not so: {given}."
+                )
         try:
-            model.test_on_batch(*batch)
+            logs = model.test_on_batch(*batch, return_dict=True)
         except Exception as error:
             loss, measured = bench.settings.loss, ", ".join(bench.settings.metrics)
             raise InvalidModelError(
                 f"The loss {loss!r} or the metrics, {measured}, do not fit: {given}. {first_line(error)}."
             ) from error
+        metrics.values(logs)
         for label, composition in compositions.items() if name == "train" else ():
             if needs(composition):
-                with _labelled(label, composition, task.loss):
+                with _labelled(label, composition, one_hot):
                     _train(task, model, composition, batch)
 
 
@@ -99,24 +122,24 @@ def needs(composition: Composition) -> bool:
 
 
 @contextlib.contextmanager
-def _labelled(label: str, composition: Composition, loss: Any) -> Iterator[None]:
-    """Say of an error of a strategy which of those compared it is, and what of the comparison it may want changed."""
+def _labelled(label: str, composition: Composition, one_hot: str) -> Iterator[None]:
+    """Say of an error of a strategy which of those compared it is, and `one_hot` of one about such labels."""
     names = [strategy.declaration.name for strategy in composition]
     try:
         yield
     except TrainstepError as error:
         text = str(error)
-        if any(name in text for name in names) and not text.startswith(label):
+        if one_hot and "one-hot" in text:
+            text += f" {one_hot}"
+        if label.partition(":")[0].strip() not in names and any(re.search(rf"\b{name}\b", text) for name in names):
             text = f"{label}: {text}"
-        if any("one-hot labels" in strategy.declaration.needs for strategy in composition) and _is_sparse(loss):
-            text += " Those of a workload are, where the loss is categorical_crossentropy."
         raise type(error)(text) from error
 
 
 def _train(task: Any, model: Any, composition: Composition, batch: Any) -> None:
     """Train `model` by one step on `batch`, so that what a strategy needs and does not find is said now."""
+    metrics = task.metrics.made(model, batch[0]).compiled
     apply(model, {strategy.declaration.name: options for strategy, options in composition.items()})
-    metrics = task.metrics.made(model).compiled
     try:
         model.compile(task.make_optimizer(), task.loss, metrics=metrics, run_eagerly=True)
         model.train_on_batch(*batch)
@@ -164,27 +187,61 @@ class _Output(NamedTuple):
     values: Any
     labels: Any
     known: Any
-    """All labels that can be looked at without going through a dataset, of which they are those of the first batch."""
+    """All labels of the part of the data; of a dataset those of its first batch."""
     place: str
     """How an error says where the labels are from."""
 
 
-def _by_output(model: Any, name: str, outputs: Any, given: tuple[Any, Any, Any]) -> Iterator[_Output]:
+def _check_names(what: str, given: Any, names: list[str], count: int, needed: list[str]) -> None:
+    """Raise where what is `given` by output, or in their order, is not of the outputs: Keras 2 would say nothing.
+
+    Args:
+        what: is given: "loss", "labels of `train`".
+        given: a mapping, a list or a tuple; anything else is for Keras to tell.
+        names: of the outputs, if known.
+        count: of the outputs.
+        needed: those that must be in a mapping.
+    """
+    if isinstance(given, Mapping) and names:
+        if unknown := [output for output in given if output not in names]:
+            raise InvalidComparisonError(
+                f"There is no output {unknown[0]!r} for the {what}.{nearest(str(unknown[0]), names)} Outputs: "
+                f"{', '.join(names)}."
+            )
+        if missing := [name for name in needed if name not in given]:
+            raise InvalidComparisonError(
+                f"The output {missing[0]!r} has no {what}; given is that of {', '.join(given)}."
+                f"{' Give None for one that is not to be trained.' if what == 'loss' else ''}"
+            )
+    elif isinstance(given, list | tuple) and len(given) != count:
+        raise InvalidComparisonError(
+            f"The model has {count} output{'s'[: count != 1]}, and the {what} in their order {len(given)} parts."
+        )
+    elif isinstance(given, tf.Tensor) and count > 1 and what.startswith("labels"):
+        raise InvalidComparisonError(
+            f"The {what} are one array, and the model has {count} outputs: give them by name, or in a tuple."
+        )
+
+
+def _each_output(
+    model: Any, outputs: Any, given: tuple[Any, Any, Any], part: tuple[str, list[str]]
+) -> Iterator[_Output]:
     """Yield what belongs to each output; nothing where that is for Keras to tell.
 
     Args:
         model: what is trained.
-        name: of the part of the data.
         outputs: of a batch.
         given: the loss, the labels of the batch, and all labels that are known; each as the user has it.
+        part: the name of the part of the data, and those of the outputs.
     """
     values = tf.nest.flatten(outputs)
-    parts = [_seam.for_each_output(model, part, outputs) for part in given]
-    if any(len(part) != len(values) for part in parts):
+    parts = [_seam.for_each_output(model, each, outputs) for each in given]
+    if any(len(each) != len(values) for each in parts):
         return
-    called = sorted(outputs) if isinstance(outputs, dict) else range(len(values))
-    for output, value, loss, labels, known in zip(called, values, *parts, strict=True):
-        place = f"`{name}`, output {output!r}," if len(values) > 1 else f"`{name}`"
+    name, names = part
+    for index, (value, loss, labels, known) in enumerate(zip(values, *parts, strict=True)):
+        output = repr(names[index]) if len(names) == len(values) else index
+        place = f"`{name}`, output {output}" if len(values) > 1 else f"`{name}`"
         yield _Output(loss, value, labels, known, place)
 
 
@@ -214,8 +271,8 @@ def _check_scores(output: _Output) -> None:
     least = float(tf.reduce_min(output.values))
     if least < 0:
         raise InvalidModelError(
-            f"The loss takes probabilities, and the model returns scores as low as {least:.4g}: logits. End it with a "
-            "softmax, or give the loss as an object that is told from_logits=True."
+            f"The loss takes probabilities, and of {output.place} the model returns scores as low as {least:.4g}: "
+            "logits. End it with a softmax, give the loss as an object that is told from_logits=True, or give another."
         )
 
 

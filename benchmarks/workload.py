@@ -27,7 +27,7 @@ class Workload:
     model: str
     """One of `trainstep.models.names()`."""
     input_shape: tuple[int, ...]
-    classes: models.Classes
+    classes: models.ClassCounts
     """How many; by name where the model has several outputs."""
     load: Callable[[Path | None], Split]
     """Reads the data, from a folder where one is given: see `trainstep.benchmarks.datasets`."""

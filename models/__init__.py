@@ -6,6 +6,7 @@ All end in a softmax, so that `loss="sparse_categorical_crossentropy"` goes with
 neither reads nor changes any global random state.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +16,16 @@ import keras
 from trainstep.declaration import validated_options
 from trainstep.errors import InvalidOptionsError, UnknownModelError, nearest
 from trainstep.models import cnn, mlp, resnet, transformer
-from trainstep.models._options import Classes, ModelOptions, Seeds
+from trainstep.models._options import ClassCounts, ModelOptions, Seeds
 
-__all__ = ["Classes", "build", "describe", "names", "validate"]
+__all__ = ["ClassCounts", "build", "describe", "names", "validate"]
 
 
 @dataclass(frozen=True)
 class _Reference:
     name: str
     options: type[ModelOptions]
-    build: Callable[[tuple[int, ...], Classes, Seeds, Any], keras.Model]
+    build: Callable[[tuple[int, ...], ClassCounts, Seeds, Any], keras.Model]
 
 
 _models = {
@@ -62,7 +63,9 @@ def validate(name: str, /, **options: Any) -> ModelOptions:
     return validated_options(name, _get(name).options, options)
 
 
-def build(name: str, /, *, input_shape: Sequence[int], classes: Classes, seed: int = 0, **options: Any) -> keras.Model:
+def build(
+    name: str, /, *, input_shape: Sequence[int], classes: ClassCounts, seed: int = 0, **options: Any
+) -> keras.Model:
     """Return a new, built and uncompiled model.
 
     Args:
@@ -87,9 +90,18 @@ def build(name: str, /, *, input_shape: Sequence[int], classes: Classes, seed: i
         raise InvalidOptionsError(
             f"{name}: classes must be an integer of 2 or more, or one for each output by its name, not {classes!r}."
         )
+    _check_names(name, classes)
     if not (isinstance(seed, int) and 0 <= seed < 2**31):
         raise InvalidOptionsError(f"{name}: seed must be an integer from 0 to 2**31 - 1, not {seed!r}.")
     return reference.build(shape, classes, Seeds(seed), checked)
+
+
+def _check_names(name: str, classes: ClassCounts) -> None:
+    for output in classes if isinstance(classes, Mapping) else ():
+        if not (isinstance(output, str) and re.fullmatch(r"\w[\w.-]*", output)):
+            raise InvalidOptionsError(
+                f"{name}: the name of an output is of letters, digits, _, . and -, as that of a layer, not {output!r}."
+            )
 
 
 def _get(name: str) -> Any:

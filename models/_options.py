@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from trainstep.declaration import StrategyOptions
 
-Classes = int | Mapping[str, int]
+ClassCounts = int | Mapping[str, int]
 """How many classes there are; or, of a model with several outputs, by the name of each."""
 
 Width = Annotated[int, Field(ge=1)]
@@ -51,7 +51,7 @@ class Seeds:
         return keras.initializers.RandomNormal(stddev=stddev, seed=self.next())
 
 
-def probabilities(x: Any, classes: Classes, seeds: Seeds) -> Any:
+def probabilities(x: Any, classes: ClassCounts, seeds: Seeds) -> Any:
     """Return probabilities, (batch, classes), from `x`, (batch, features); of several outputs by name."""
     if not isinstance(classes, Mapping):
         return _head(x, classes, seeds, "probabilities")

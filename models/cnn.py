@@ -9,7 +9,7 @@ import keras
 from pydantic import Field
 
 from trainstep.errors import InvalidOptionsError
-from trainstep.models._options import Classes, ModelOptions, Seeds, Width, probabilities
+from trainstep.models._options import ClassCounts, ModelOptions, Seeds, Width, probabilities
 
 
 class CnnOptions(ModelOptions):
@@ -21,7 +21,7 @@ class CnnOptions(ModelOptions):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of these units dropped in training.")
 
 
-def build(input_shape: tuple[int, ...], classes: Classes, seeds: Seeds, options: CnnOptions) -> keras.Model:
+def build(input_shape: tuple[int, ...], classes: ClassCounts, seeds: Seeds, options: CnnOptions) -> keras.Model:
     """Return the network; float32 images (batch, height, width, channels) to probabilities (batch, classes)."""
     if len(input_shape) != 3 or min(input_shape[:2]) < 4:
         raise InvalidOptionsError(

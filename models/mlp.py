@@ -3,7 +3,7 @@
 import keras
 from pydantic import Field
 
-from trainstep.models._options import Classes, ModelOptions, Seeds, Width, probabilities
+from trainstep.models._options import ClassCounts, ModelOptions, Seeds, Width, probabilities
 
 
 class MlpOptions(ModelOptions):
@@ -15,7 +15,7 @@ class MlpOptions(ModelOptions):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of units dropped after each hidden layer.")
 
 
-def build(input_shape: tuple[int, ...], classes: Classes, seeds: Seeds, options: MlpOptions) -> keras.Model:
+def build(input_shape: tuple[int, ...], classes: ClassCounts, seeds: Seeds, options: MlpOptions) -> keras.Model:
     """Return the network; float32 (batch, *input_shape) to probabilities (batch, classes)."""
     x = inputs = keras.Input(input_shape, name="inputs")
     if len(input_shape) > 1:

@@ -16,7 +16,7 @@ import keras
 from pydantic import Field
 
 from trainstep.errors import InvalidOptionsError
-from trainstep.models._options import Classes, ModelOptions, Seeds, probabilities
+from trainstep.models._options import ClassCounts, ModelOptions, Seeds, probabilities
 
 
 class ResnetOptions(ModelOptions):
@@ -30,7 +30,7 @@ class ResnetOptions(ModelOptions):
     )
 
 
-def build(input_shape: tuple[int, ...], classes: Classes, seeds: Seeds, options: ResnetOptions) -> keras.Model:
+def build(input_shape: tuple[int, ...], classes: ClassCounts, seeds: Seeds, options: ResnetOptions) -> keras.Model:
     """Return the network; float32 images (batch, height, width, channels) to probabilities (batch, classes)."""
     if len(input_shape) != 3:
         raise InvalidOptionsError(f"resnet: input_shape must be (height, width, channels), not {input_shape}.")

@@ -18,7 +18,7 @@ import tensorflow as tf
 from pydantic import Field, model_validator
 
 from trainstep.errors import InvalidOptionsError
-from trainstep.models._options import Classes, ModelOptions, Seeds, probabilities
+from trainstep.models._options import ClassCounts, ModelOptions, Seeds, probabilities
 
 
 class TransformerOptions(ModelOptions):
@@ -114,7 +114,7 @@ class Positions(keras.layers.Layer):
         return {**super().get_config(), "seed": self.seed}
 
 
-def build(input_shape: tuple[int, ...], classes: Classes, seeds: Seeds, options: TransformerOptions) -> keras.Model:
+def build(input_shape: tuple[int, ...], classes: ClassCounts, seeds: Seeds, options: TransformerOptions) -> keras.Model:
     """Return the network; int32 ids (batch, length) or float32 images to probabilities (batch, classes)."""
     _check_shape(input_shape, options)
     width, dropout = options.width, options.dropout

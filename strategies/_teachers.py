@@ -93,19 +93,18 @@ def teacher_of(name: str, student: Any) -> Any:
     return teacher
 
 
-@tf.autograph.experimental.do_not_convert
 def predicted_by(name: str, teacher: Any, x: Any) -> Any:
     """Return what `teacher` predicts for the inputs `x`, without a gradient.
 
     Raises:
-        ModelConflictError: it does not take them.
+        ModelConflictError: it fails on them.
     """
     try:
         predicted = _seam.forward(teacher, x, training=False)
     except Exception as error:
         shapes = tf.nest.map_structure(lambda tensor: f"{tensor.dtype.name} {tuple(tensor.shape)}", x)
         raise ModelConflictError(
-            f"distillation: the teacher {name!r} does not take the inputs of the model, {shapes}: {first_line(error)}."
+            f"distillation: the teacher {name!r} fails on the inputs of the model, {shapes}: {first_line(error)}."
         ) from error
     return tf.nest.map_structure(tf.stop_gradient, predicted)
 
@@ -131,7 +130,7 @@ def output_like(name: str, predicted: Any, y_pred: Any, output: Classes, count: 
 
 def gives_logits(name: str, teacher: Any, predicted: Any, place: int) -> bool:
     """Tell whether the output at `place` of `teacher` is logits."""
-    loss = _seam.losses_of_outputs(teacher, predicted)[place] if getattr(teacher, "loss", None) else None
+    loss = _seam.losses_of_outputs(teacher, predicted)[place]
     if described := _seam.cross_entropy(loss):
         return described[1]
     layers = _seam.output_layers_of(teacher)

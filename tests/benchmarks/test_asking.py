@@ -242,7 +242,7 @@ WRONG_DATA = [
     ({"train": (X, X[:, 0] > 0.5), "model": one_score}, InvalidDataError, "With one score, .*binary_crossentropy"),
     ({"train": (X, ONE_HOT)}, InvalidDataError, "for one-hot labels the loss is categorical_crossentropy"),
     ({"train": DATASET.map(lambda x, y: (x, y + 1))}, InvalidDataError, "labels of `train` are 1, 2"),
-    ({"loss": "mse", "metric": "mse"}, InvalidModelError, r"'mse' takes a label for each score: .*\(3, 2\).*\(3,\)"),
+    ({"loss": "mse", "metric": "mse"}, InvalidModelError, r"'mse' takes a label for each score.*\(3, 2\).*\(3,\)"),
     ({"metric": "AUC"}, InvalidModelError, "the metrics, AUC, do not fit: for a batch of `train`"),
     ({"train": lambda: 1 / 0, "validation": None}, InvalidDataError, "function of the data failed: ZeroDivision"),
     (
@@ -261,8 +261,22 @@ WRONG_DATA = [
         errors.ModelConflictError,
         "^mixed hard: mixup mixes labels.*Those of a workload are, where the loss is categorical_crossentropy.$",
     ),
+    (
+        {"strategies": {"mixed hard": "mixup:alpha=1.0"}},
+        errors.ModelConflictError,
+        "^mixed hard: mixup .*_crossentropy'.$",
+    ),
+    (
+        {**WORKLOAD, "target": {"accuracy": 95}},
+        InvalidComparisonError,
+        "is a share, from 0 to 1, not 95. Did you mean 0.95",
+    ),
     ({**WORKLOAD, "workload": "markov_transformer", "strategies": ["trades"]}, errors.UnsupportedInputError, "int32"),
-    ({"model": logits}, InvalidModelError, "takes probabilities, and the model returns scores as low as -.*: logits"),
+    (
+        {"model": logits},
+        InvalidModelError,
+        "takes probabilities, and of `train` the model returns scores as low as -.*: logits",
+    ),
     (
         {"attack": {"epsilon": 0.1, "clip_range": (0.0, 1.0)}},
         errors.UnsupportedInputError,
@@ -283,6 +297,7 @@ def test_two_labels_for_two_scores_do_not_hide_a_metric_that_does_not_fit():
 
 RIGHT = [
     {"model": Own},
+    {**WORKLOAD, "loss": keras.losses.CategoricalCrossentropy(), "strategies": ["mixup"]},
     {"model": lambda: keras.Sequential([layers.Dense(2, "softmax")])},  # Built by the data.
     {"train": (X, ONE_HOT), "validation": (X, ONE_HOT), "loss": "categorical_crossentropy"},
     {"train": (X, np.where(Y, -1, 0)), "loss": keras.losses.SparseCategoricalCrossentropy(ignore_class=-1)},

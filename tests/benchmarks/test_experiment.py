@@ -117,6 +117,13 @@ def test_grids_of_one_label_are_multiplied_out():
     assert list(specs) == [f"both epsilon={epsilon} steps={steps}" for epsilon in (1, 2) for steps in (3, 4)]
 
 
+def test_a_grid_misspelt_is_hinted_at_and_an_option_that_looks_like_one_is_not(tmp_path):
+    (line,) = refused(tmp_path, "strategies:\n  a:\n    sam:\n      rho: {gird: [0.1]}")
+    assert line.endswith("Did you mean 'grid'?")
+    frozen = {"layer_freezing": {"frozen": {"gru": [0, 100]}}}
+    assert Experiment(strategies={"a": frozen}).specs() == {"a": frozen}
+
+
 def test_strategies_may_be_a_list_of_texts():
     assert Experiment(strategies=["standard", "gradient_clipping:clipvalue=1"]).specs() == {
         "standard": {"standard": {}},
@@ -139,13 +146,19 @@ MISTAKES = {
         "line 4: strategies.a.adversarial.epsilon: adversarial: epsilon: Input should be a valid number. Given: 'x'"
     ],
     "strategies:\n  a:\n    adversarial:\n      epsilon: {grid: []}": ["line 4: strategies.a.adversarial.epsilon: "],
-    "strategies:\n  a:\n    sam:\n      rho: {gird: [0.1]}": [
-        "line 4: strategies.a.sam.rho.gird: sam: rho: unknown key 'gird'. Did you mean 'grid'?"
-    ],
+    "strategies:\n  a:\n    sam:\n      rho: {gird: [0.1]}": ["line 4: strategies.a.sam.rho: sam: "],
     "strategies: [pcgrad]\nmetrics:\n  left: [mse, acuracy]": [
         "line 3: metrics.left.1: Unknown metric 'acuracy'. Did you mean 'accuracy'"
     ],
     "strategies: [pcgrad]\nmetrics: ['left:acuracy']": ["line 2: metrics.0: Unknown metric 'acuracy'. Did you mean"],
+    "strategies: [pcgrad]\nmetrics: [left: accuracy]": [
+        "line 2: metrics.0: A metric is given by its name, that of an output as \"output:metric\", not {'left': 'acc"
+    ],
+    "strategies: [pcgrad]\nmetrics: {left: 'right:accuracy'}": ["line 2: metrics.left: A metric is given by its na"],
+    "strategies: [pcgrad]\nmetrics: ':accuracy'": ["line 2: metrics: The metric of an output is OUTPUT:METRIC"],
+    "strategies: [pcgrad]\nloss: 3": ["line 2: loss: A loss is a name of Keras, or one for each output by"],
+    "strategies: [pcgrad]\nloss: {left: 3}": ["line 2: loss.left: The loss of an output is a name of Keras, or null"],
+    "strategies: [pcgrad]\nloss: {}": ["line 2: loss: `loss` by output is empty"],
     "strategies: [pcgrad]\nloss:\n  left: mse\n  right: mes": ["line 4: loss.right: Unknown loss 'mes'. Did you mean"],
     "strategies:\n  a: sam +": ["line 2: strategies.a: A strategy is missing in 'sam +'"],
     "strategies:\n  a:\n    standard: 3": ["line 3: strategies.a.standard: Options of 'standard' are a mapping, not 3"],

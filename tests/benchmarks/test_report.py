@@ -8,6 +8,7 @@ import records
 from records import cost, run
 
 from trainstep.benchmarks import charts, report
+from trainstep.benchmarks.columns import entries, summary_columns
 from trainstep.benchmarks.comparison import Comparison
 from trainstep.benchmarks.errors import InvalidComparisonError
 from trainstep.benchmarks.records import Budget, Target
@@ -343,6 +344,22 @@ def moved(by):
         return {"epochs": tuple(epochs)}
 
     return change
+
+
+def test_metrics_after_the_first_have_a_column_without_a_verdict():
+    given = records.settings(metrics=("accuracy", "left:accuracy"))
+
+    def measured(seed):
+        run = records.run("standard", seed, [0.5], given=given)
+        metrics = {**run.epochs[-1].metrics, "left:accuracy": 0.25 * (1 + seed)}
+        return run.model_copy(update={"epochs": (run.epochs[-1].model_copy(update={"metrics": metrics}),)})
+
+    comparison = Comparison((measured(0), measured(1)), (), "standard")
+    found = {column.title: column.values[0] for column in summary_columns(entries(comparison.groups))}
+    assert found["accuracy"].sort == 0.5
+    # Of 1/4 and 1/2: the deviation is 1/4 / sqrt(2) = 0.177.
+    assert found["left:accuracy"].sort == 0.375
+    assert found["left:accuracy"].detail.startswith("± 0.17")
 
 
 def test_the_same_results_by_other_versions_are_no_change(suite):

@@ -1,5 +1,6 @@
 """What the page says it takes to run it again is read back as what was run."""
 
+import keras
 import pytest
 import records
 from records import run
@@ -47,7 +48,7 @@ def runs_of(suite):
             {
                 "workload": "digits_pair_cnn",
                 "metrics": {"left": ["accuracy", "mae"], "right": "accuracy"},
-                "loss": {"left": "categorical_crossentropy", "right": "categorical_crossentropy"},
+                "loss": {"left": "categorical_crossentropy", "right": None},
                 "target": {"right:accuracy": 0.5},
             },
             id="outputs",
@@ -82,6 +83,27 @@ def test_a_model_of_the_users_own_is_left_to_him():
     assert text.startswith("# This was a model and data of your own.")
     assert "updates: 5" in text
     assert "\nworkload" not in text
+
+
+def test_a_loss_and_metrics_that_are_no_names_are_left_to_him(tmp_path):
+    asked = {
+        "workload": "digits_mlp",
+        "loss": keras.losses.SparseCategoricalCrossentropy(ignore_class=0),
+        "metrics": [keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+    }
+    suite = suite_of(strategies=["standard"], **asked)
+    comparison = Comparison(runs_of(suite), (), suite.control)
+    assert comparison.specification.startswith(
+        "# What names do not say is not here: give loss and metrics to trainstep.compare(experiment=..., loss=..., metr"
+    )
+    (tmp_path / "experiment.yaml").write_text(comparison.specification, encoding="utf-8")
+    again = suite_of(experiment=tmp_path / "experiment.yaml", loss=asked["loss"], metrics=asked["metrics"])
+    assert again.settings == suite.settings
+
+
+def test_what_a_name_does_not_say_of_its_direction_comes_back(tmp_path):
+    suite = suite_of(strategies=["standard"], workload="digits_mlp", metric="accuracy", higher_is_better=False)
+    assert read_back(Comparison(runs_of(suite), (), suite.control), tmp_path).settings == suite.settings
 
 
 def test_noise_is_said_and_comes_back():

@@ -132,6 +132,8 @@ def test_the_depth_of_a_resnet_counts_its_weight_layers(depth):
         ("mlp", {"classes": 1}, "2 or more"),
         ("mlp", {"classes": {"left": 2, "right": 1}}, "2 or more, or one for each output by its name, not {'left'"),
         ("mlp", {"classes": {}}, "2 or more"),
+        ("mlp", {"classes": {"a/b": 2}}, "the name of an output is of letters, digits, .*, not 'a/b'"),
+        ("mlp", {"classes": {0: 2}}, "the name of an output is of letters, digits, .*, not 0"),
         ("mlp", {"seed": -1}, "seed must be"),
         ("resnet", {"depth": 9}, "depth: .*8, 14 or 20"),
         ("transformer", {"heads": 5}, "does not divide 32"),

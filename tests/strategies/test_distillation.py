@@ -9,6 +9,7 @@ from runs import fitted, prepared, run
 
 import trainstep
 from trainstep import errors
+from trainstep._seam import KERAS_3
 from trainstep.strategies import distillation
 from trainstep.strategies._classes import divergence
 from trainstep.strategies.distillation import softened
@@ -190,10 +191,35 @@ def test_a_file_that_is_no_saved_model_is_refused(tmp_path):
 
 
 def test_a_function_that_fails_to_load_a_teacher_says_why():
-    distillation.provide("broken", lambda: 1 / 0)
-    with pytest.raises(Exception, match="division by zero"):  # Autograph, on Keras 2, makes another of it.
-        train(teacher="broken")
-    distillation.withdraw("broken")
+    def broken():
+        raise errors.UnsupportedInputError("the disk is full")
+
+    distillation.provide("broken", broken)
+    try:
+        with pytest.raises(errors.UnsupportedInputError, match="the disk is full"):
+            train(teacher="broken")
+    finally:
+        distillation.withdraw("broken")
+
+
+class Branching(keras.Model):
+    """A teacher with a condition on a tensor, which autograph makes part of a graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(3, "softmax")
+
+    def call(self, x):
+        if tf.reduce_sum(x) > 1e9:
+            x = 2.0 * x
+        return self.dense(x)
+
+
+@pytest.mark.skipif(KERAS_3, reason="Keras 3 has no conditions on tensors in `call`")
+def test_a_teacher_may_branch_on_tensors():
+    branching = Branching()
+    branching(CLASSES.x[:2])
+    train(teacher=branching, from_logits=False)
 
 
 def test_a_teacher_that_cannot_teach_is_refused():
@@ -207,7 +233,9 @@ def test_a_teacher_that_cannot_teach_is_refused():
     with pytest.raises(errors.ModelConflictError, match="Say so: from_logits=True or False"):
         train(teacher=scaled)
     train(teacher=scaled, from_logits=True)
-    with pytest.raises(errors.ModelConflictError, match=r"take the inputs of the model, float32 \(None, 6\): .*\b5\b"):
+    with pytest.raises(
+        errors.ModelConflictError, match=r"fails on the inputs of the model, float32 \(None, 6\): .*\b5\b"
+    ):
         train(teacher=keras.Sequential([keras.Input((5,)), keras.layers.Dense(3, "softmax")]))
     distillation.provide("none", lambda: None)
     with pytest.raises(errors.NotAModelError, match=r"the teacher 'none' is to be a keras\.Model, not None"):
