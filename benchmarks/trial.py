@@ -83,15 +83,8 @@ def check(bench: Bench, model: Any, compositions: Mapping[str, Composition], one
             batch = _examples(source, next(count for count in range(3, len(sizes) + 4) if count not in sizes))
             outputs = _outputs(model, batch[0], name)
         called = list(_seam.names_of_outputs(model, batch[0]))
-        count = len(tf.nest.flatten(outputs))
-        _check_names("loss", task.loss, called, count, called)
-        untrained = (
-            {key for key, loss in task.loss.items() if loss is None} if isinstance(task.loss, Mapping) else set()
-        )
-        labelled = [output for output in called if output not in untrained]
-        _check_names(f"labels of `{name}`", batch[1], called, count, labelled)
-        if len(batch) == 3:
-            _check_names(f"sample weights of `{name}`", batch[2], called, count, [])
+        if type(model).compute_loss is keras.Model.compute_loss:  # One of the user's own may take other labels.
+            _check_structure(task.loss, batch, name, (called, len(tf.nest.flatten(outputs))))
         given = f"for a batch of `{name}` the model returns {_shown(outputs)}, and the labels are {_shown(batch[1])}"
         known = batch[1] if isinstance(source, tf.data.Dataset) else source[1]
         for one in _each_output(model, outputs, (task.loss, batch[1], known), (name, called)):
@@ -192,16 +185,31 @@ class _Output(NamedTuple):
     """How an error says where the labels are from."""
 
 
-def _check_names(what: str, given: Any, names: list[str], count: int, needed: list[str]) -> None:
-    """Raise where what is `given` by output, or in their order, is not of the outputs: Keras 2 would say nothing.
+def _check_structure(loss: Any, batch: Any, name: str, outputs: tuple[list[str], int]) -> None:
+    """Raise where losses, labels or sample weights are not of the outputs: Keras 2 would leave some out in silence.
 
     Args:
-        what: is given: "loss", "labels of `train`".
-        given: a mapping, a list or a tuple; anything else is for Keras to tell.
-        names: of the outputs, if known.
-        count: of the outputs.
-        needed: those that must be in a mapping.
+        loss: as the user gave it.
+        batch: (x, y) or (x, y, sample_weight).
+        name: of the part of the data.
+        outputs: their names, nothing where they have none, and how many there are.
     """
+    names, _ = outputs
+    untrained = [key for key, one in loss.items() if one is None] if isinstance(loss, Mapping) else []
+    _check_parts("loss", loss, outputs, needed=names)
+    _check_parts(f"labels of `{name}`", batch[1], outputs, needed=[each for each in names if each not in untrained])
+    if len(batch) == 3:
+        _check_parts(f"sample weights of `{name}`", batch[2], outputs, needed=[])
+    if isinstance(batch[1], tf.Tensor) and outputs[1] > 1:
+        raise InvalidComparisonError(
+            f"The labels of `{name}` are one array, and the model has {outputs[1]} outputs: give them by name, or in a "
+            "tuple."
+        )
+
+
+def _check_parts(what: str, given: Any, outputs: tuple[list[str], int], *, needed: list[str]) -> None:
+    """Raise where `given`, by name or in order, is of other outputs, or not of those that are `needed`."""
+    names, count = outputs
     if isinstance(given, Mapping) and names:
         if unknown := [output for output in given if output not in names]:
             raise InvalidComparisonError(
@@ -216,10 +224,6 @@ def _check_names(what: str, given: Any, names: list[str], count: int, needed: li
     elif isinstance(given, list | tuple) and len(given) != count:
         raise InvalidComparisonError(
             f"The model has {count} output{'s'[: count != 1]}, and the {what} in their order {len(given)} parts."
-        )
-    elif isinstance(given, tf.Tensor) and count > 1 and what.startswith("labels"):
-        raise InvalidComparisonError(
-            f"The {what} are one array, and the model has {count} outputs: give them by name, or in a tuple."
         )
 
 

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from numpy.testing import assert_allclose
 
 import trainstep
@@ -224,6 +225,26 @@ def test_what_does_not_go_with_the_outputs_is_refused(changes, error, message):
 def test_a_subclassed_model_has_the_names_it_returns_its_outputs_by():
     values = compared(model=Own, metrics=["accuracy", "right:accuracy", "left:accuracy"]).epochs[-1].metrics
     assert_allclose(values["accuracy"], (values["right:accuracy"] + values["left:accuracy"]) / 2, rtol=1e-12)
+
+
+def test_a_loss_of_the_models_own_may_take_other_labels():
+    class Hinted(keras.Model):
+        """Trained on labels of which one is of no output."""
+
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, **more):
+            labels = {side: y[side] for side in y_pred}
+            hint = tf.reduce_mean(tf.square(y["hint"] - y_pred["left"]))
+            return hint + super().compute_loss(x, labels, y_pred, sample_weight, **more)
+
+        def compute_metrics(self, x, y, y_pred, sample_weight=None):
+            return super().compute_metrics(x, {side: y[side] for side in y_pred}, y_pred, sample_weight)
+
+    def hinted():
+        plain = build()
+        return Hinted(plain.input, plain.output)
+
+    data = (X, {**Y, "hint": np.eye(2, dtype="float32")[Y["left"]]})
+    assert compared(model=hinted, train=data, validation=data).epochs[-1].loss > 0
 
 
 def test_what_is_no_name_counts_by_its_options_or_its_code():
