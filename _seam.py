@@ -275,16 +275,16 @@ def for_each_output(model: Any, given: Any, y_pred: Any) -> list[Any]:
     return [given] * len(outputs)
 
 
-def names_of_outputs(model: Any, x: Any) -> dict[str, str]:
+def names_of_outputs(model: Any, batch: Callable[[], Any]) -> dict[str, str]:
     """Return the names by which `compile` knows the outputs of `model`, and those in front of metrics in its logs.
 
     They are the keys where the outputs are in a dict, else the names of layers; a model that is no graph of layers is
-    asked for its outputs on the batch `x`, and has none if these are in no dict.
+    asked for its outputs on the inputs that `batch` returns, and has none if these are in no dict.
     """
     layers = list(getattr(model, "output_names", None) or ()) if getattr(model, "inputs", None) else []
     outputs = getattr(model, "output", None) if layers else None
     if not layers and not isinstance(model, keras.Sequential):
-        found = forward(model, x, training=False)
+        found = forward(model, batch(), training=False)
         return {str(key): str(key) for key in sorted(found)} if isinstance(found, dict) else {}
     if not isinstance(outputs, dict):
         return dict(zip(layers, layers, strict=True))
@@ -689,8 +689,9 @@ def is_loss_scale_optimizer(optimizer: Any) -> bool:
     return hasattr(optimizer, "get_scaled_loss")
 
 
-_CLIPPING = ("clipnorm", "global_clipnorm", "clipvalue")
-_ARGUMENTS = (*_CLIPPING, "gradient_accumulation_steps", "loss_scale_factor", "use_ema")
+_ARGUMENTS = (
+    "clipnorm", "global_clipnorm", "clipvalue", "gradient_accumulation_steps", "loss_scale_factor", "use_ema",
+)  # fmt: skip
 OPTIMIZER_SETTINGS = (*_ARGUMENTS, "LossScaleOptimizer")
 """What an optimizer may do to gradients and weights besides its own rule."""
 

@@ -129,18 +129,14 @@ def _as_optimizer(value: Any) -> Any:
 
 
 def _as_loss(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        for output, loss in value.items():
-            _check_loss(loss, (output,))
-    elif isinstance(value, list | tuple):
-        for index, loss in enumerate(value):
-            _check_loss(loss, (index,))
-    elif not isinstance(value, str):
-        raise _problem(f"A loss is a name of Keras, or one for each output by its name, not {value!r}.")
     if isinstance(value, str):
-        _known_to_keras(own.check_loss, value, ())
-    elif not value:
+        return _known_to_keras(own.check_loss, value, ())
+    if not isinstance(value, Mapping | list | tuple):
+        raise _problem(f"A loss is a name of Keras, or one for each output by its name, not {value!r}.")
+    if not value:
         _placed((), own.check_loss, value)
+    for place, loss in value.items() if isinstance(value, Mapping) else enumerate(value):
+        _check_loss(loss, (place,))
     return tuple(value) if isinstance(value, list) else value
 
 

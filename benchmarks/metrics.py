@@ -99,18 +99,18 @@ class Metrics:
         """Return a new metric of those that are called `name`, or its name in Keras."""
         return self.makers[self.names.index(name)][1]()
 
-    def made(self, model: Any, x: Any) -> Made:
+    def made(self, model: Any, batch: Callable[[], Any]) -> Made:
         """Return new metrics for `model`.
 
         Args:
             model: built.
-            x: a batch of inputs, for a model that is no graph of layers.
+            batch: returns a batch of inputs; called for a model that is no graph of layers.
 
         Raises:
             InvalidComparisonError: one is of an output that the model has not, or is not known to have; or Keras would
                 log two things under one name.
         """
-        outputs = _seam.names_of_outputs(model, x)
+        outputs = _seam.names_of_outputs(model, batch)
         chosen = [output for output, _ in self.makers if output is not None]
         for output in chosen:
             if outputs and output not in outputs:

@@ -472,7 +472,7 @@ def _task(
         budget=budget,
         batch_size=batch_size,
         optimizer=optimizers.settings_of(make_optimizer()),
-        loss=_named(chosen["loss"]),
+        loss=_of_each(chosen["loss"], _named),
         metrics=metrics.names,
         objects=_objects(chosen["loss"], chosen["metrics"], metrics),
         higher_is_better=_direction(metrics.example(metrics.names[0]), changes["higher_is_better"]),
@@ -505,25 +505,21 @@ def _optimizer(given: Any, learning_rate: Any, updates: int | None) -> tuple[Cal
 
 def _objects(loss: Any, given: Sequence[Wanted], metrics: Metrics) -> dict[str, Any]:
     """Return what names do not say of loss and metrics: nothing of those that are given by name."""
-    if isinstance(loss, Mapping):
-        losses: Any = {str(output): own.details(one) for output, one in loss.items()}
-        told = any(losses.values())
-    elif isinstance(loss, list | tuple):
-        losses = [own.details(one) for one in loss]
-        told = any(losses)
-    else:
-        losses = told = own.details(loss)
+    losses = _of_each(loss, own.details)
+    told = any(each is not None for each in tf.nest.flatten(losses))
     pairs = zip(metrics.names, given, strict=True)
     measured = {name: own.details(metrics.example(name)) for name, (_, one) in pairs if not isinstance(one, str)}
     return {**({"loss": losses} if told else {}), **({"metrics": measured} if measured else {})}
 
 
-def _named(loss: Any) -> Any:
-    """Return the name of `loss`; of one for each output the names, in the same form."""
+def _of_each(loss: Any, of: Callable[[Any], Any]) -> Any:
+    """Return what `of` says of `loss`; of one for each output, by name or in their order, what it says of each."""
     if isinstance(loss, Mapping):
-        return {str(output): _named(one) for output, one in loss.items()}
-    if isinstance(loss, list | tuple):
-        return tuple(map(_named, loss))
+        return {str(output): of(one) for output, one in loss.items()}
+    return [of(one) for one in loss] if isinstance(loss, list | tuple) else of(loss)
+
+
+def _named(loss: Any) -> str | None:
     return None if loss is None else own.name(loss)
 
 

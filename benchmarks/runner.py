@@ -92,6 +92,10 @@ class Bench:
         """One (x, y) or (x, y, sample_weight) of training tensors."""
         return first_batch(self.split.train, self.batch_size)
 
+    def first_inputs(self) -> Any:
+        """Return the inputs of `first_batch`, which is read where they are asked for."""
+        return self.first_batch[0]
+
     def plain_model(self, seed: int) -> Any:
         """Return a new model with the initial weights of `seed`, and the global seeds set to it."""
         model = self.new_model(seed)
@@ -114,7 +118,7 @@ class Bench:
         keras.utils.set_random_seed(seed)  # For builders, and for dropout, without a seed of their own.
         model = self.task.build(seed)
         if not model.built:
-            _seam.forward(model, self.first_batch[0], training=False)
+            _seam.forward(model, self.first_inputs(), training=False)
         return model
 
 
@@ -161,7 +165,7 @@ class Trainer:
     def _compile(self, model: Any) -> None:
         task = self.bench.task
         names = {strategy.declaration.name: options for strategy, options in self._composition.items()}
-        self.metrics = task.metrics.made(model, self.bench.first_batch[0])
+        self.metrics = task.metrics.made(model, self.bench.first_inputs)
         apply(model, names).compile(task.make_optimizer(), task.loss, metrics=self.metrics.compiled)
         if task.reusable:
             # Made now, so that their first values are known. The state of the strategies is among them.

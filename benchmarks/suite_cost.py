@@ -107,7 +107,7 @@ def fit_seconds(experiment: Path, seeds: int, *, reused: bool) -> Fits:
 
 def _new_model(bench: Bench, composition: Any, seed: int) -> Any:
     model = trainstep.apply(bench.new_model(seed), spec_of(composition))
-    metrics = bench.task.metrics.made(model, bench.first_batch[0]).compiled
+    metrics = bench.task.metrics.made(model, bench.first_inputs).compiled
     model.compile(bench.task.make_optimizer(), bench.task.loss, metrics=metrics)
     return model
 

@@ -69,7 +69,7 @@ def check(bench: Bench, model: Any, compositions: Mapping[str, Composition], one
             remove(apply(model, names))
     x = _examples(bench.split.train, 2)[0]
     _outputs(model, x, "train")
-    metrics = task.metrics.made(model, x)
+    metrics, called = task.metrics.made(model, lambda: x), list(_seam.names_of_outputs(model, lambda: x))
     try:
         # Not traced: it takes no time to compile, and its errors are those of the operation that fails.
         model.compile(task.make_optimizer(), task.loss, metrics=metrics.compiled, run_eagerly=True)
@@ -82,7 +82,6 @@ def check(bench: Bench, model: Any, compositions: Mapping[str, Composition], one
         if 2 in sizes:  # Or a mistake could hide, by two labels for two outputs.
             batch = _examples(source, next(count for count in range(3, len(sizes) + 4) if count not in sizes))
             outputs = _outputs(model, batch[0], name)
-        called = list(_seam.names_of_outputs(model, batch[0]))
         if type(model).compute_loss is keras.Model.compute_loss:  # One of the user's own may take other labels.
             _check_structure(task.loss, batch, name, (called, len(tf.nest.flatten(outputs))))
         given = f"for a batch of `{name}` the model returns {_shown(outputs)}, and the labels are {_shown(batch[1])}"
@@ -131,7 +130,7 @@ def _labelled(label: str, composition: Composition, one_hot: str) -> Iterator[No
 
 def _train(task: Any, model: Any, composition: Composition, batch: Any) -> None:
     """Train `model` by one step on `batch`, so that what a strategy needs and does not find is said now."""
-    metrics = task.metrics.made(model, batch[0]).compiled
+    metrics = task.metrics.made(model, lambda: batch[0]).compiled
     apply(model, {strategy.declaration.name: options for strategy, options in composition.items()})
     try:
         model.compile(task.make_optimizer(), task.loss, metrics=metrics, run_eagerly=True)

@@ -122,6 +122,27 @@ def check_noise(noise: Any) -> None:
 _accuracy = functools.partial(Target, metric="accuracy")
 _IN_UNIT = Attack(epsilon=0.1, clip_range=(0.0, 1.0))
 
+_digits = functools.partial(
+    Workload,
+    input_shape=(8, 8, 1),
+    classes=10,
+    load=datasets.load_digits,
+    examples=1437,
+    batch_size=64,
+    attack=_IN_UNIT,
+)
+_fashion = functools.partial(
+    Workload,
+    input_shape=(28, 28, 1),
+    classes=10,
+    load=datasets.load_fashion_mnist,
+    examples=60_000,
+    batch_size=128,
+    epochs=5,
+    attack=_IN_UNIT,
+    target=_accuracy(value=0.88),
+)
+
 _workloads = {
     workload.name: workload
     for workload in (
@@ -161,60 +182,36 @@ _workloads = {
             attack=Attack(epsilon=8 / 255, clip_range=(0.0, 1.0)),
             target=_accuracy(value=0.8),
         ),
-        Workload(
+        _digits(
             name="digits_cnn",
             summary="8 x 8 digits of scikit-learn, the small convolutional net",
             model="cnn",
-            input_shape=(8, 8, 1),
-            classes=10,
-            load=datasets.load_digits,
-            examples=1437,
-            batch_size=64,
             epochs=6,
             optimizer={"name": "adam", "learning_rate": 2e-3},
-            attack=_IN_UNIT,
             target=_accuracy(value=0.95),
         ),
-        Workload(
+        _digits(
             name="digits_deep_mlp",
             summary="8 x 8 digits of scikit-learn, twenty hidden layers, which are hard to train",
             model="mlp",
             model_options={"units": (50,) * 20},
-            input_shape=(8, 8, 1),
-            classes=10,
-            load=datasets.load_digits,
-            examples=1437,
-            batch_size=64,
             epochs=20,
             optimizer={"name": "sgd", "learning_rate": 0.05},
-            attack=_IN_UNIT,
             target=_accuracy(value=0.8),
         ),
-        Workload(
+        _digits(
             name="digits_dropout_mlp",
             summary="8 x 8 digits of scikit-learn, two hidden layers with dropout",
             model="mlp",
             model_options={"dropout": 0.3},
-            input_shape=(8, 8, 1),
-            classes=10,
-            load=datasets.load_digits,
-            examples=1437,
-            batch_size=64,
             epochs=20,
-            attack=_IN_UNIT,
             target=_accuracy(value=0.95),
         ),
-        Workload(
+        _digits(
             name="digits_mlp",
             summary="8 x 8 digits of scikit-learn, two hidden layers",
             model="mlp",
-            input_shape=(8, 8, 1),
-            classes=10,
-            load=datasets.load_digits,
-            examples=1437,
-            batch_size=64,
             epochs=12,
-            attack=_IN_UNIT,
             target=_accuracy(value=0.95),
         ),
         Workload(
@@ -230,31 +227,15 @@ _workloads = {
             optimizer={"name": "adam", "learning_rate": 2e-3},
             target=_accuracy(value=0.9),
         ),
-        Workload(
+        _fashion(
             name="fashion_cnn",
             summary="Fashion-MNIST, the small convolutional net",
             model="cnn",
-            input_shape=(28, 28, 1),
-            classes=10,
-            load=datasets.load_fashion_mnist,
-            examples=60_000,
-            batch_size=128,
-            epochs=5,
-            attack=_IN_UNIT,
-            target=_accuracy(value=0.88),
         ),
-        Workload(
+        _fashion(
             name="fashion_resnet",
             summary="Fashion-MNIST, the residual net of 8 layers",
             model="resnet",
-            input_shape=(28, 28, 1),
-            classes=10,
-            load=datasets.load_fashion_mnist,
-            examples=60_000,
-            batch_size=128,
-            epochs=5,
-            attack=_IN_UNIT,
-            target=_accuracy(value=0.88),
         ),
         Workload(
             name="markov_transformer",

@@ -271,7 +271,7 @@ def test_functions_make_a_metric_for_each_output():
     """Which Keras counts, auc_1 and so on; what they are called here has no number, however many there were."""
     metrics = Metrics.of(by_output([keras.metrics.AUC, "mse"]))
     assert metrics.names == Metrics.of(by_output([keras.metrics.AUC, "mse"])).names == ("auc", "mse")
-    made = Metrics.of(by_output(keras.metrics.AUC)).made(build(), X)
+    made = Metrics.of(by_output(keras.metrics.AUC)).made(build(), lambda: X)
     assert [len(metrics) for metrics in made.compiled.values()] == [1, 1]
     one, other = (metrics[0] for metrics in made.compiled.values())
     assert one is not other
@@ -285,7 +285,7 @@ def test_two_metrics_of_one_output_are_one_where_they_are_alike_and_refused_wher
 
     def made(*names):
         of_all, of_left = (getattr(keras.metrics, name)(name="score") for name in names)
-        return Metrics.of([(None, of_all), ("left", of_left)]).made(build(), X)
+        return Metrics.of([(None, of_all), ("left", of_left)]).made(build(), lambda: X)
 
     assert [len(metrics) for metrics in made(accuracy, accuracy).compiled.values()] == [1, 1]
     with pytest.raises(InvalidComparisonError, match=r"log two things as 'left_score'.* 'score' of the output 'left'"):
@@ -297,13 +297,13 @@ def test_what_keras_would_log_under_one_name_is_refused():
     model = keras.Model(x, {name: layers.Dense(2, "softmax", name=name)(x) for name in ("a", "a_b")})
     one, other = (keras.metrics.SparseCategoricalAccuracy(name=name) for name in ("b_score", "score"))
     with pytest.raises(InvalidComparisonError, match="log two things as 'a_b_score'"):
-        Metrics.of([("a", one), ("a_b", other)]).made(model, X)
+        Metrics.of([("a", one), ("a_b", other)]).made(model, lambda: X)
     with pytest.raises(InvalidComparisonError, match="log two things as 'left_loss', of which one is"):
-        Metrics.of([("left", keras.metrics.Mean(name="loss"))]).made(build(), X)
+        Metrics.of([("left", keras.metrics.Mean(name="loss"))]).made(build(), lambda: X)
 
 
 def test_what_keras_did_not_log_is_said():
-    made = Metrics.of(by_output(["accuracy", "mse"])).made(build(), X)
+    made = Metrics.of(by_output(["accuracy", "mse"])).made(build(), lambda: X)
     with pytest.raises(InvalidComparisonError, match="logs no left_mse, right_mse, but left_accuracy, right_accuracy"):
         made.values({"left_accuracy": 1.0, "right_accuracy": 1.0})
 

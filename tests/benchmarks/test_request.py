@@ -148,7 +148,7 @@ def test_a_task_of_a_workload_goes_to_another_process():
     np.testing.assert_array_equal(task.load().train[1], workload.get("blobs_mlp", 0.2).read().train[1])
     assert len(task.build(0).get_weights()) == 4
     assert type(task.make_optimizer()).__name__ == "Adam"
-    assert task.metrics.made(task.build(0), None).compiled == ["accuracy"]
+    assert task.metrics.made(task.build(0), never).compiled == ["accuracy"]
 
 
 def test_metrics_and_optimizers_are_new_each_time():
